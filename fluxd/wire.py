@@ -2,7 +2,8 @@
 What fluxd says on its Unix socket: structs and error bodies. The one local contract; openapi.json is made from it.
 
 Requests are closed (an unknown field is a mistake worth telling), answers are open: they only grow. Instants are
-RFC 3339 in UTC, durations are seconds and end in ``_s``, bytes count what clients sent (``up``) and received (``down``).
+RFC 3339 in UTC, durations are seconds and end in ``_s``, bytes count what clients sent (``up``) and received
+(``down``).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 # ------------------------------------------------------------------ requests
 
 
-class Plane(Request, omit_defaults=True):
+class Plane(Request, frozen=True, omit_defaults=True):
     """
     Which control plane, and the token the caller's shell has *for that base*.
 
@@ -53,7 +54,7 @@ class Plane(Request, omit_defaults=True):
     token: Secret | None = None
 
 
-class SSH(Request, omit_defaults=True):
+class SSH(Request, frozen=True, omit_defaults=True):
     """The shell's SSH identity; each field wins over the plan's. Paths are absolute and owned by the caller's uid."""
 
     host: SSHWord | None = None
@@ -66,7 +67,7 @@ class SSH(Request, omit_defaults=True):
     docker_host: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
 
 
-class OpenTunnel(Request, omit_defaults=True):
+class OpenTunnel(Request, frozen=True, omit_defaults=True):
     """`POST /v1/tunnels`. See `credential` and `hold` in the field comments."""
 
     hash: HashText
@@ -89,7 +90,7 @@ class OpenTunnel(Request, omit_defaults=True):
     ssh: SSH = SSH()
 
 
-class MintGrant(Request, omit_defaults=True):
+class MintGrant(Request, frozen=True, omit_defaults=True):
     """`POST /v1/grants/{hash}`: a bare grant, without a tunnel; it ends at its expiry or by closing the project."""
 
     access: Access = "readonly"
@@ -98,14 +99,14 @@ class MintGrant(Request, omit_defaults=True):
     plane: Plane = Plane()
 
 
-class RenewTunnel(Request, omit_defaults=True):
+class RenewTunnel(Request, frozen=True, omit_defaults=True):
     """`POST /v1/tunnels/{id}/renew`."""
 
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=28800)] | None = None
     plane: Plane = Plane()
 
 
-class Login(Request):
+class Login(Request, frozen=True):
     """`PUT /v1/login`: checked against the plane, then into the system keyring."""
 
     token: Secret
@@ -115,7 +116,7 @@ class Login(Request):
 # ------------------------------------------------------------------- answers
 
 
-class Problem(Answer, omit_defaults=True):
+class Problem(Answer, frozen=True, omit_defaults=True):
     """`application/problem+json`. `exit_code` is what a command line client should exit with."""
 
     status: int
@@ -127,7 +128,7 @@ class Problem(Answer, omit_defaults=True):
     retry_after_s: float | None = None
 
 
-class Lease(Answer):
+class Lease(Answer, frozen=True):
     """The latest grant's remaining right to exist."""
 
     expires_at: datetime
@@ -136,7 +137,7 @@ class Lease(Answer):
     renewable: bool
 
 
-class Traffic(Answer):
+class Traffic(Answer, frozen=True):
     """Relays now and since the tunnel was opened; bytes since then."""
 
     relays: int
@@ -145,7 +146,7 @@ class Traffic(Answer):
     bytes_down: int
 
 
-class Tunnel(Answer):
+class Tunnel(Answer, frozen=True):
     id: str
     project: str
     hash: str
@@ -180,7 +181,7 @@ class Tunnel(Answer):
     problem: Problem | None = None
 
 
-class Credential(Answer):
+class Credential(Answer, frozen=True):
     """A temporary role with its password: answered once, to the caller that asked for it."""
 
     username: str
@@ -194,7 +195,7 @@ class Credential(Answer):
     grant_id: str | None = None
 
 
-class TunnelOpened(Answer):
+class TunnelOpened(Answer, frozen=True):
     """`POST /v1/tunnels`: 201 when this call opened the forward, 200 when it was open."""
 
     tunnel: Tunnel
@@ -205,15 +206,15 @@ class TunnelOpened(Answer):
     notices: list[str]
 
 
-class TunnelAnswer(Answer):
+class TunnelAnswer(Answer, frozen=True):
     tunnel: Tunnel
 
 
-class TunnelList(Answer):
+class TunnelList(Answer, frozen=True):
     tunnels: list[Tunnel]
 
 
-class TunnelClosed(Answer):
+class TunnelClosed(Answer, frozen=True):
     """`DELETE /v1/tunnels/{id}`: `revoked` False when the plane could not be asked yet, or cannot revoke."""
 
     tunnel: Tunnel
@@ -221,13 +222,13 @@ class TunnelClosed(Answer):
     notices: list[str]
 
 
-class GrantMinted(Answer):
+class GrantMinted(Answer, frozen=True):
     credential: Credential
     plan: dict[str, Any]
     notices: list[str]
 
 
-class PlanAnswer(Answer):
+class PlanAnswer(Answer, frozen=True):
     """`GET /v1/plans/{hash}`: the plan as it came, and the tunnel that is open for it, if one is."""
 
     plan: dict[str, Any]
@@ -236,7 +237,7 @@ class PlanAnswer(Answer):
     notices: list[str]
 
 
-class HostStatus(Answer):
+class HostStatus(Answer, frozen=True):
     """One SSH host and its shared connection."""
 
     host: str
@@ -251,7 +252,7 @@ class HostStatus(Answer):
     data_plane: str
 
 
-class Status(Answer):
+class Status(Answer, frozen=True):
     version: str
     api_version: str
     pid: int
@@ -265,7 +266,7 @@ class Status(Answer):
     notices: list[str]
 
 
-class LoginAnswer(Answer):
+class LoginAnswer(Answer, frozen=True):
     api_base: str
     user: str
     plan: str | None
@@ -274,7 +275,7 @@ class LoginAnswer(Answer):
     stored_in: str | None
 
 
-class Event(Answer, omit_defaults=True):
+class Event(Answer, frozen=True, omit_defaults=True):
     """
     One line of `GET /v1/events`. The first is `snapshot`, with every tunnel asked for; `ping` keeps the stream honest.
 
@@ -293,12 +294,12 @@ class Event(Answer, omit_defaults=True):
     message: str | None = None
 
 
-class Check(Answer):
+class Check(Answer, frozen=True):
     name: str
     verdict: Literal["ok", "warn", "fail", "skip"]
     message: str
     hint: str | None = None
 
 
-class Doctor(Answer):
+class Doctor(Answer, frozen=True):
     checks: list[Check]

@@ -3,7 +3,7 @@ What the control plane says: the HTTP contract's bodies, as types.
 
 Answers are open (unknown fields are dropped: they only grow), requests are too, since the contract's are. Every name is
 camelCase on the wire and snake_case here. Fields that the existing platform never sends (our extensions) are optional.
-A plan comes from another machine, so everything that later reaches a shell, an argv or a socket is held to a pattern here.
+A plan comes from another machine, so everything that later reaches a shell, an argv or a socket is held to a pattern.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     retry_after_sec: int | None = msgspec.field(default=None, name="retryAfterSec")
 
 
-class Capabilities(Body, kw_only=True):
+class Capabilities(Body, frozen=True, kw_only=True):
     tunnel: bool
     gui_config: bool
     shell: bool
@@ -101,7 +101,7 @@ class Capabilities(Body, kw_only=True):
     temporary_credentials: bool
 
 
-class DedicatedDatabase(Body, kw_only=True):
+class DedicatedDatabase(Body, frozen=True, kw_only=True):
     database_name: Literal["postgres"]
     username: Identifier
     internal_host: HostName
@@ -111,7 +111,7 @@ class DedicatedDatabase(Body, kw_only=True):
     ssl_mode: Literal["disable"]
 
 
-class PooledDatabase(Body, omit_defaults=True, kw_only=True):
+class PooledDatabase(Body, frozen=True, omit_defaults=True, kw_only=True):
     database_name: Literal["postgres"]
     internal_host: HostName
     internal_port: Port
@@ -120,7 +120,7 @@ class PooledDatabase(Body, omit_defaults=True, kw_only=True):
     container_name: HostName | None = None
 
 
-class SSHTarget(Body, kw_only=True):
+class SSHTarget(Body, frozen=True, kw_only=True):
     ssh_host: MaybeHostName
     ssh_user: SSHUser
     ssh_port: Port
@@ -128,7 +128,7 @@ class SSHTarget(Body, kw_only=True):
     recommended_local_port: Port
 
 
-class _Plan(Body, omit_defaults=True, kw_only=True):
+class _Plan(Body, frozen=True, omit_defaults=True, kw_only=True):
     supported: bool
     project_name: Line
     project_hash: Hash
@@ -149,7 +149,7 @@ class _Plan(Body, omit_defaults=True, kw_only=True):
             raise ValueError("`supported` must be true")
 
 
-class DedicatedPlan(_Plan, tag_field="mode", tag=V1, omit_defaults=True, kw_only=True):
+class DedicatedPlan(_Plan, frozen=True, tag_field="mode", tag=V1, omit_defaults=True, kw_only=True):
     """`GET …/db-access` of a v1 project."""
 
     scope: Literal["whole_database"]
@@ -157,7 +157,7 @@ class DedicatedPlan(_Plan, tag_field="mode", tag=V1, omit_defaults=True, kw_only
     credential_strategy: Literal["project_postgres_password", "readonly_project_password"]
 
 
-class PooledPlan(_Plan, tag_field="mode", tag=V2, omit_defaults=True, kw_only=True):
+class PooledPlan(_Plan, frozen=True, tag_field="mode", tag=V2, omit_defaults=True, kw_only=True):
     """`GET …/db-access` of a v2 project."""
 
     scope: Literal["tenant_schema"]
@@ -171,7 +171,7 @@ class PooledPlan(_Plan, tag_field="mode", tag=V2, omit_defaults=True, kw_only=Tr
 AccessPlan = DedicatedPlan | PooledPlan
 
 
-class GrantRequest(Body, omit_defaults=True, kw_only=True):
+class GrantRequest(Body, frozen=True, omit_defaults=True, kw_only=True):
     """
     `POST …/db-access/temporary-credential`, as fluxd sends it.
 
@@ -185,7 +185,7 @@ class GrantRequest(Body, omit_defaults=True, kw_only=True):
     reason: str | None = None
 
 
-class Grant(Body, omit_defaults=True, kw_only=True):
+class Grant(Body, frozen=True, omit_defaults=True, kw_only=True):
     """
     The control plane's answer: a temporary role, its password, and until when.
 
@@ -205,7 +205,7 @@ class Grant(Body, omit_defaults=True, kw_only=True):
     rls_tables: list[Line] = []
 
 
-class Renewed(Body, omit_defaults=True, kw_only=True):
+class Renewed(Body, frozen=True, omit_defaults=True, kw_only=True):
     """`POST /api/cli/v1/grants/{grant_id}/renew` (extension): the same role, a later end."""
 
     grant_id: str
@@ -216,14 +216,14 @@ class Renewed(Body, omit_defaults=True, kw_only=True):
     max_expires_in: float
 
 
-class Revoked(Body, omit_defaults=True, kw_only=True):
-    """`DELETE /api/cli/v1/grants/{grant_id}` (extension): `ended` when the role is gone, `tombstone` when it never was."""
+class Revoked(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """`DELETE /api/cli/v1/grants/{grant_id}` (extension): `ended`: the role is gone; `tombstone`: it never was."""
 
     grant_id: str
     state: Literal["ended", "ending", "tombstone"]
 
 
-class LiveCredential(Body, omit_defaults=True, kw_only=True):
+class LiveCredential(Body, frozen=True, omit_defaults=True, kw_only=True):
     """One row of `GET …/db-access/temporary-credentials` (extension): never a password."""
 
     grant_id: str | None
@@ -234,7 +234,7 @@ class LiveCredential(Body, omit_defaults=True, kw_only=True):
     expires_at: str
 
 
-class DedicatedCredentials(Body, tag_field="mode", tag=V1, omit_defaults=True, kw_only=True):
+class DedicatedCredentials(Body, frozen=True, tag_field="mode", tag=V1, omit_defaults=True, kw_only=True):
     """`GET …/credentials` of a v1 project: the whole-database password, revealed by explicit command."""
 
     slug: Line
@@ -245,7 +245,7 @@ class DedicatedCredentials(Body, tag_field="mode", tag=V1, omit_defaults=True, k
     project_jwt_secret: Secret | None = None
 
 
-class PooledCredentials(Body, tag_field="mode", tag=V2, omit_defaults=True, kw_only=True):
+class PooledCredentials(Body, frozen=True, tag_field="mode", tag=V2, omit_defaults=True, kw_only=True):
     """`GET …/credentials` of a v2 project: never any Postgres credential."""
 
     slug: Line
@@ -257,7 +257,7 @@ class PooledCredentials(Body, tag_field="mode", tag=V2, omit_defaults=True, kw_o
 Credentials = DedicatedCredentials | PooledCredentials
 
 
-class Project(Body, omit_defaults=True, kw_only=True):
+class Project(Body, frozen=True, omit_defaults=True, kw_only=True):
     """`GET …/projects/{hash}`."""
 
     slug: Line
@@ -268,7 +268,7 @@ class Project(Body, omit_defaults=True, kw_only=True):
     brief: str | None = None
 
 
-class ListedProject(Body, omit_defaults=True, kw_only=True):
+class ListedProject(Body, frozen=True, omit_defaults=True, kw_only=True):
     """One element of `GET …/list`, which answers a bare array sorted by slug."""
 
     slug: Line
@@ -280,7 +280,7 @@ class ListedProject(Body, omit_defaults=True, kw_only=True):
     mode: str | None = None  # extension
 
 
-class ActivityEvent(Body, kw_only=True):
+class ActivityEvent(Body, frozen=True, kw_only=True):
     id: str
     project_id: str
     user_id: str | None
@@ -290,7 +290,7 @@ class ActivityEvent(Body, kw_only=True):
     created_at: Line
 
 
-class Activity(Body, kw_only=True):
+class Activity(Body, frozen=True, kw_only=True):
     """`GET …/projects/{hash}/activity`: newest first."""
 
     project_slug: Line
@@ -298,7 +298,7 @@ class Activity(Body, kw_only=True):
     events: list[ActivityEvent]
 
 
-class Verified(Body, omit_defaults=True, kw_only=True):
+class Verified(Body, frozen=True, omit_defaults=True, kw_only=True):
     """`GET …/auth/verify`."""
 
     ok: bool
@@ -308,7 +308,7 @@ class Verified(Body, omit_defaults=True, kw_only=True):
     cli_role: str | None = None
 
 
-class TunnelReport(Body, omit_defaults=True, kw_only=True):
+class TunnelReport(Body, frozen=True, omit_defaults=True, kw_only=True):
     """`POST …/db-access/tunnel-events` (extension): what fluxd tells the audit about a tunnel."""
 
     event: Literal["opened", "closed"]
@@ -320,7 +320,7 @@ class TunnelReport(Body, omit_defaults=True, kw_only=True):
     reason: str | None = None
 
 
-class AuditEvent(Body, omit_defaults=True, kw_only=True):
+class AuditEvent(Body, frozen=True, omit_defaults=True, kw_only=True):
     """One row of `GET /api/cli/v1/audit` (extension). It has no field a secret could stand in."""
 
     id: str
