@@ -13,9 +13,20 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from fluxplane.wire import HASH_PATTERN, Access, Mode, Secret, decode, encode
+from fluxplane.wire import (
+    HASH_PATTERN,
+    Access,
+    Activity,
+    Credentials,
+    ListedProject,
+    Mode,
+    Project,
+    Secret,
+    decode,
+    encode,
+)
 
-__all__ = ["Access", "Mode", "Secret", "decode", "encode"]
+__all__ = ["Access", "Activity", "Credentials", "ListedProject", "Mode", "Project", "Secret", "decode", "encode"]
 
 API_VERSION: Final = "1"
 
@@ -237,6 +248,12 @@ class PlanAnswer(Answer, frozen=True):
     notices: list[str]
 
 
+class ProjectList(Answer, frozen=True):
+    """`GET /v1/projects`: the control plane's own list, wrapped, since a bare array cannot grow."""
+
+    projects: list[ListedProject]
+
+
 class HostStatus(Answer, frozen=True):
     """One SSH host and its shared connection."""
 
@@ -277,7 +294,7 @@ class LoginAnswer(Answer, frozen=True):
 
 class Event(Answer, frozen=True, omit_defaults=True):
     """
-    One line of `GET /v1/events`. The first is `snapshot`, with every tunnel asked for; `ping` keeps the stream honest.
+    One line of `GET /v1/events`. The first is `snapshot`, with every tunnel asked for; `ping` proves life.
 
     `name` is what happened, in past tense: snapshot, opening, up, reconnecting, reconnected, client_connected,
     client_refused, client_left, lease_granted, lease_expiring, lease_renewed, lease_over, closing, closed, failed,
