@@ -1,0 +1,6 @@
+"""The furniture of the house: real parts, named."""
+
+pytest_plugins = [
+    "tests.furniture.leaks",
+    "tests.furniture.postgres",
+]

@@ -1,0 +1,102 @@
+"""
+Real Postgres servers, one of each kind for the whole session: 18 and 16 (embedded), 15 (the distribution's).
+
+They keep nothing safe (`fsync=off`): only tests may do that. `postgres_url(server)` is a superuser's.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from fluxplane.lab import binaries
+from fluxplane.lab.postgres import Server
+from fluxplane.wire import Secret
+from tests.furniture import leaks
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+PASSWORD = "a superuser's password: /@%?#"
+
+
+@contextlib.contextmanager
+def enterable_directory(prefix: str = "flux-test-") -> Iterator[Path]:
+    """A temporary directory that other users may enter but not list (Postgres runs as one of them for root)."""
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def running(installation: binaries.Installation, **settings: str) -> Iterator[Server]:
+    """A new, empty, running server of *installation*; gone with its data at the end."""
+    who = binaries.runner()
+    with enterable_directory("flux-test-pg-") as home:
+        usable = binaries.reachable(installation, who, home / "bin")
+        with Server(home / "cluster", usable, who, Secret(PASSWORD), CARELESS | settings) as server:
+            yield server
+
+
+def installation(major: int) -> binaries.Installation:
+    """PostgreSQL *major*, of the package or of the system. A missing one is an error, never a skip."""
+    found = binaries.embedded(major) or next((one for one in binaries.system() if one.major == major), None)
+    assert found is not None, f"PostgreSQL {major} is not installed (see .ci/run)"
+    return found
+
+
+def _session_server(major: int) -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        with leaks.lasting():
+            server = stack.enter_context(running(installation(major)))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg18() -> Iterator[Server]:
+    """PostgreSQL 18 for a v1 project: one tenant's whole server."""
+    yield from _session_server(18)
+
+
+@pytest.fixture(scope="session")
+def pool18() -> Iterator[Server]:
+    """PostgreSQL 18 for v2 projects."""
+    yield from _session_server(18)
+
+
+@pytest.fixture(scope="session")
+def pg16() -> Iterator[Server]:
+    yield from _session_server(16)
+
+
+@pytest.fixture(scope="session")
+def pg15() -> Iterator[Server]:
+    yield from _session_server(15)
+
+
+@pytest.fixture(scope="session", params=["pool18", "pg16", "pg15"])
+def each_postgres(request: pytest.FixtureRequest) -> Server:
+    """A test that takes this runs once on every supported major version."""
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, Server)
+    return server
+
+
+def temporary_roles(server: Server) -> set[str]:
+    with psycopg.connect(server.url().reveal(), autocommit=True) as connection:
+        rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'flux\\_temp\\_%'").fetchall()
+    return {str(row[0]) for row in rows}
+
+
+@contextlib.contextmanager
+def no_role_left(server: Server) -> Iterator[None]:
+    """The block ends every temporary role that it began."""
+    before = temporary_roles(server)
+    yield
+    assert temporary_roles(server) - before == set()
