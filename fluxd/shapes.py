@@ -25,6 +25,7 @@ class SSH(TypedDict):
     agent: NotRequired[str | None]
     identity_file: NotRequired[str | None]
     known_hosts: NotRequired[str | None]
+    prefer_network: NotRequired[str | None]
     docker_host: NotRequired[str | None]
 
 

@@ -74,6 +74,8 @@ class SSH(Request, frozen=True, omit_defaults=True):
     agent: AbsolutePath | None = None
     identity_file: AbsolutePath | None = None
     known_hosts: AbsolutePath | None = None
+    # FLUX_DB_TUNNEL_PREFER_NETWORK: the docker network to take an address from when a container is on several.
+    prefer_network: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$")] | None = None
     # From DOCKER_HOST=ssh://…: these count only where the plan names nothing.
     docker_host: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
 
