@@ -91,6 +91,11 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "Check that FLUX_API_BASE names a Flux control plane; if it does, tell its operator.",
         6,
     ),
+    "plane_redirected": (
+        "The control plane redirects elsewhere. The token was not sent along.",
+        "If the control plane has moved, set FLUX_API_BASE to its new address and log in there.",
+        11,
+    ),
     "plane_refused": (
         "The control plane refused.",
         "The message is the control plane's own; ask its operator if it does not help.",

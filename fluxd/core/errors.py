@@ -192,6 +192,14 @@ class PlaneAnswerInvalid(FluxError):
     hint = "Check that FLUX_API_BASE names a Flux control plane; if it does, tell its operator."
 
 
+class PlaneRedirected(FluxError):
+    """It redirects to another origin, where our token must not go, or in a way that cannot be followed."""
+
+    code, status, exit_code = "plane_redirected", 502, REFUSED
+    summary = "The control plane redirects elsewhere. The token was not sent along."
+    hint = "If the control plane has moved, set FLUX_API_BASE to its new address and log in there."
+
+
 class PlaneRefused(FluxError):
     """A non-2xx answer; the plane's own `error` text is the message."""
 

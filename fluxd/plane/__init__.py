@@ -1,0 +1,16 @@
+"""Asks the control plane: plans, grants, credentials; and finds the token that belongs to each."""
+
+from fluxd.plane.base import DEFAULT_API_BASE, Caller, normalised
+from fluxd.plane.control import ControlPlane, Granted, Renewal
+from fluxd.plane.tokens import Keychain, Tokens
+
+__all__ = [
+    "DEFAULT_API_BASE",
+    "Caller",
+    "ControlPlane",
+    "Granted",
+    "Keychain",
+    "Renewal",
+    "Tokens",
+    "normalised",
+]
