@@ -18,6 +18,18 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "Check the arguments; `fluxctl --help` lists them. A client of your own: see /openapi.json.",
         2,
     ),
+    "route_not_found": (
+        "fluxd has no such route.",
+        "A newer client than daemon? Restart it: `fluxctl service restart`. The routes: /openapi.json.",
+        5,
+    ),
+    "method_not_allowed": ("That route does not take this method.", "The routes and their methods: /openapi.json.", 5),
+    "body_too_large": (
+        "The request's body is larger than any request of the contract.",
+        "A body has at most 64 KiB; see /openapi.json.",
+        2,
+    ),
+    "body_too_slow": ("The request's body did not arrive in time.", "Send it within 10 s of its headers.", 2),
     "request_forbidden": (
         "fluxd answers only local clients of its own user.",
         "Use fluxctl, or a client that speaks HTTP on the Unix socket without Origin and Referer headers.",

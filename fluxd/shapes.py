@@ -76,9 +76,9 @@ class Problem(TypedDict):
     status: int
     code: str
     message: str
+    exit_code: int
     detail: NotRequired[str | None]
     hint: NotRequired[str | None]
-    exit_code: NotRequired[int]
     retry_after_s: NotRequired[float | None]
 
 

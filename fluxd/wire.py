@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from fluxd.core.errors import FluxError
 from fluxplane.wire import (
     HASH_PATTERN,
     Access,
@@ -135,10 +136,23 @@ class Problem(Answer, frozen=True, omit_defaults=True):
     status: int
     code: str
     message: str
+    exit_code: int
     detail: str | None = None
     hint: str | None = None
-    exit_code: int = 1
     retry_after_s: float | None = None
+
+
+def problem_of(error: FluxError) -> Problem:
+    """*error* as it is said on the socket."""
+    return Problem(
+        status=error.status,
+        code=error.code,
+        message=error.message,
+        detail=error.detail,
+        hint=error.hint,
+        exit_code=error.exit_code,
+        retry_after_s=error.retry_after_s,
+    )
 
 
 class Lease(Answer, frozen=True):

@@ -65,6 +65,32 @@ class BadRequest(FluxError):
     hint = "Check the arguments; `fluxctl --help` lists them. A client of your own: see /openapi.json."
 
 
+class RouteNotFound(FluxError):
+    """Asked for a path that this fluxd does not serve."""
+
+    code, status, exit_code = "route_not_found", 404, DAEMON
+    summary = "fluxd has no such route."
+    hint = "A newer client than daemon? Restart it: `fluxctl service restart`. The routes: /openapi.json."
+
+
+class MethodNotAllowed(FluxError):
+    code, status, exit_code = "method_not_allowed", 405, DAEMON
+    summary = "That route does not take this method."
+    hint = "The routes and their methods: /openapi.json."
+
+
+class BodyTooLarge(FluxError):
+    code, status, exit_code = "body_too_large", 413, USAGE
+    summary = "The request's body is larger than any request of the contract."
+    hint = "A body has at most 64 KiB; see /openapi.json."
+
+
+class BodyTooSlow(FluxError):
+    code, status, exit_code = "body_too_slow", 408, USAGE
+    summary = "The request's body did not arrive in time."
+    hint = "Send it within 10 s of its headers."
+
+
 class RequestForbidden(FluxError):
     """A browser, a foreign Host header or another user's process asked."""
 

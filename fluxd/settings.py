@@ -1,0 +1,50 @@
+"""
+The daemon's settings: environment over file over default, read once into one frozen value.
+
+The file is ``config.toml`` in platformdirs' configuration directory. Whoever needs a setting is handed it; nobody below
+``__main__`` reads this module's file or the environment again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import platformdirs
+
+LogFormat = Literal["text", "json"]
+FIRST_PORT: Final = 15432
+
+
+@dataclass(frozen=True)
+class TunnelSettings:
+    """What every tunnel is opened with."""
+
+    first_port: int = FIRST_PORT
+
+
+@dataclass(frozen=True)
+class Settings:
+    state_dir: Path
+    config_dir: Path
+    log_dir: Path
+    log_level: str = "info"
+    log_format: LogFormat = "text"
+    tunnels: TunnelSettings = field(default_factory=TunnelSettings)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings as environment, file and defaults give them."""
+    return Settings(
+        state_dir=_directory(environ, "FLUXD_STATE_DIR", platformdirs.user_state_path("fluxd")),
+        config_dir=_directory(environ, "FLUXD_CONFIG_DIR", platformdirs.user_config_path("fluxd")),
+        log_dir=_directory(environ, "FLUXD_LOG_DIR", platformdirs.user_log_path("fluxd")),
+    )
+
+
+def _directory(environ: Mapping[str, str], name: str, default: Path) -> Path:
+    named = environ.get(name)
+    return Path(named).absolute() if named else default
