@@ -3,4 +3,5 @@
 pytest_plugins = [
     "tests.furniture.leaks",
     "tests.furniture.postgres",
+    "tests.furniture.sshd",
 ]

@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from fluxplane.lab.binaries import Installation, Runner
 from fluxplane.lab.errors import LabFailed
+from fluxplane.lab.ports import free_port
 from fluxplane.wire import Secret
 
 INITDB_WITHIN_S: Final = 120
@@ -40,18 +40,6 @@ BASE_SETTINGS: Final = {
     "max_wal_size": "256MB",
     "log_line_prefix": "%m [%p] %u@%d ",
 }
-
-
-def free_port(host: str = "127.0.0.1", *, preferred: int | None = None) -> int:
-    """*preferred* if nobody listens there, else any free TCP port. Only a proposal: bind it soon."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise LabFailed(f"There is no free TCP port on {host}.", hint="Stop something that listens there.")
 
 
 @dataclass
