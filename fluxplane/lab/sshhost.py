@@ -33,7 +33,7 @@ class EmbeddedHost:
     host_key: asyncssh.SSHKey
     client_keys: list[asyncssh.SSHKey]
     user: str = "flux"
-    table: resolver.Table = resolver.Table()
+    table: resolver.Table = field(default_factory=resolver.Table)
     targets: Mapping[Place, Place] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 0

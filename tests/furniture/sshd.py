@@ -194,12 +194,15 @@ class OpenSSH(SSHHost):
 
     def freeze(self) -> None:
         """SIGSTOP to everything: sockets stay open and nobody answers."""
-        for pid in [self.server.process.pid, *self.server.sessions()]:
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         for pid in [self.server.process.pid, *self.server.sessions()]:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 @contextlib.asynccontextmanager
