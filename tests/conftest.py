@@ -4,4 +4,6 @@ pytest_plugins = [
     "tests.furniture.leaks",
     "tests.furniture.postgres",
     "tests.furniture.sshd",
+    "tests.furniture.lab",
+    "tests.furniture.daemon",
 ]
