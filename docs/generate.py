@@ -17,7 +17,8 @@ from typing import Any, Final
 from msgspec import inspect as shape
 
 import fluxplane.wire
-from fluxd import wire
+from fluxd import api, wire
+from fluxd.api import openapi
 from fluxd.core import errors
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -215,6 +216,7 @@ def _cell(text: str) -> str:
 # ------------------------------------------------------------------- the files
 
 FILES: Final[dict[str, Callable[[], str]]] = {
+    "docs/api/openapi.json": lambda: openapi.text(api.ROUTES, version=api.VERSION),
     "fluxd/shapes.py": shapes,
     "fluxctl/problems.py": problems,
     "docs/troubleshooting.md": troubleshooting,

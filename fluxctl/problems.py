@@ -30,6 +30,11 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         2,
     ),
     "body_too_slow": ("The request's body did not arrive in time.", "Send it within 10 s of its headers.", 2),
+    "api_version_unsupported": (
+        "The client and fluxd speak different versions of the socket's contract.",
+        "Upgrade the older of the two, then restart the daemon: `fluxctl service restart`.",
+        5,
+    ),
     "request_forbidden": (
         "fluxd answers only local clients of its own user.",
         "Use fluxctl, or a client that speaks HTTP on the Unix socket without Origin and Referer headers.",

@@ -41,7 +41,7 @@ def runtime_dir() -> str:
 
 def _runtime_base() -> str:
     named = _plain(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if named and not _problem(named, missing_ok=True) and not _parent_problem(named):
+    if named and not _problem(named, missing_ok=True) and not parent_problem(named):
         return named
     login = f"/run/user/{os.geteuid()}"
     return _temporary_base() if _problem(login, missing_ok=False) else login
@@ -72,7 +72,7 @@ def _problem(path: str, *, missing_ok: bool, check_mode: bool = True) -> str | N
     return _flaw(path, found, check_mode=check_mode)
 
 
-def _parent_problem(path: str) -> str | None:
+def parent_problem(path: str) -> str | None:
     """Why another user could replace *path* by way of a directory above it, None if nobody can."""
     shared = False
     for parent in _parents(path):

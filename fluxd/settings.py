@@ -16,6 +16,7 @@ from typing import Final, Literal
 import platformdirs
 
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 FIRST_PORT: Final = 15432
 
 
@@ -31,7 +32,7 @@ class Settings:
     state_dir: Path
     config_dir: Path
     log_dir: Path
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     tunnels: TunnelSettings = field(default_factory=TunnelSettings)
 

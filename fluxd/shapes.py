@@ -248,6 +248,14 @@ class Event(TypedDict):
     message: NotRequired[str | None]
 
 
+class Health(TypedDict):
+    """`GET /healthz`. `able`: a tunnel could be opened now; `reasons` say why not."""
+
+    alive: bool
+    able: bool
+    reasons: list[str]
+
+
 class Check(TypedDict):
     name: str
     verdict: Literal["fail", "ok", "skip", "warn"]

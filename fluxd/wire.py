@@ -38,6 +38,7 @@ HashText = Annotated[str, msgspec.Meta(pattern=HASH_PATTERN, description="projec
 SlugText = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", description="project slug")]
 # Checked before any ssh_config is read: asyncssh runs `Match exec` in a shell.
 SSHWord = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,252}$")]
+ActivityLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{0,4095}$")]
 Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -325,6 +326,14 @@ class Event(Answer, frozen=True, omit_defaults=True):
     host: HostStatus | None = None
     problem: Problem | None = None
     message: str | None = None
+
+
+class Health(Answer, frozen=True):
+    """`GET /healthz`. `able`: a tunnel could be opened now; `reasons` say why not."""
+
+    alive: bool
+    able: bool
+    reasons: list[str]
 
 
 class Check(Answer, frozen=True):

@@ -91,6 +91,14 @@ class BodyTooSlow(FluxError):
     hint = "Send it within 10 s of its headers."
 
 
+class APIVersionUnsupported(FluxError):
+    """The client speaks another version of the socket's contract (`Flux-Api-Version`)."""
+
+    code, status, exit_code = "api_version_unsupported", 400, DAEMON
+    summary = "The client and fluxd speak different versions of the socket's contract."
+    hint = "Upgrade the older of the two, then restart the daemon: `fluxctl service restart`."
+
+
 class RequestForbidden(FluxError):
     """A browser, a foreign Host header or another user's process asked."""
 

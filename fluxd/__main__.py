@@ -1,0 +1,197 @@
+"""
+Boot, serve, drain.
+
+The only module that knows every other one: it reads the settings, claims the socket, puts the organs together, and
+takes them apart in the opposite order when SIGTERM or SIGINT comes. A second signal does not wait for the drain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from fluxd import address, logs, safesocket, servicemanager, settings
+from fluxd.api import VERSION, Api, Organs
+from fluxd.clock import Clock
+from fluxd.core.errors import FluxError, SocketUnsafe
+from fluxd.doctor import Doctor
+from fluxd.keychain import SystemKeyring
+from fluxd.plane import ControlPlane, Tokens
+from fluxd.settings import Settings
+from fluxd.tunnels.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+DRAIN_WITHIN_S: Final = 20.0
+# What is still being answered when we stop gets this long.
+ANSWERS_WITHIN_S: Final = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `fluxd` command. Exit codes: 0 stopped when told, else that of the problem (see core.errors)."""
+    asked = _arguments(argv)
+    try:
+        chosen = _chosen(asked)
+        logs.configure(chosen.log_level, chosen.log_format, journald=_under_journald())
+        asyncio.run(serve(chosen))
+    except FluxError as error:
+        _say(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fluxd",
+        description="Keeps tunnels to private databases open; fluxctl talks to it. Runs in the foreground.",
+        epilog="The socket is $FLUXD_SOCKET, else fluxd/fluxd.sock in your runtime directory.",
+    )
+    parser.add_argument("--version", action="version", version=f"fluxd {VERSION}")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
+    parser.add_argument("--log-format", choices=["text", "json"], help="default: text")
+    return parser.parse_args(argv)
+
+
+def _chosen(asked: argparse.Namespace) -> Settings:
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    return replace(settings.load(), **given)
+
+
+def _under_journald() -> bool:
+    return "JOURNAL_STREAM" in os.environ
+
+
+def _say(error: FluxError) -> None:
+    lines = [f"fluxd: {error.message}", error.detail, error.hint]
+    sys.stderr.write("\n  ".join(line for line in lines if line) + "\n")
+
+
+async def serve(chosen: Settings) -> None:
+    """
+    Serve until SIGTERM or SIGINT, then leave nothing behind.
+
+    Raises:
+        FluxdAlreadyRunning, SocketUnsafe: nothing was started.
+    """
+    stop = _on_signals()
+    socket = _socket_path()
+    inherited = safesocket.inherited()
+    activated = next((one for one in inherited.values() if safesocket.serves(one, socket)), None)
+    claim = safesocket.claim(socket, activated)
+    try:
+        async with AsyncExitStack() as organs:
+            await _put_together(organs, chosen, claim)
+            servicemanager.notify("READY=1\nSTATUS=serving")
+            log.info("fluxd %s serves %s", VERSION, socket)
+            await stop.wait()
+            servicemanager.notify("STOPPING=1")
+            log.info("stopping")
+    finally:
+        claim.release()
+
+
+def _socket_path() -> Path:
+    try:
+        return Path(address.socket_path())
+    except PermissionError as error:
+        raise SocketUnsafe(detail=str(error)) from error
+
+
+async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim) -> None:
+    """Start every organ; *organs* stops them in the opposite order."""
+    clock, keyring = Clock(), SystemKeyring()
+    control = await organs.enter_async_context(ControlPlane())
+    tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
+    doctor = Doctor(socket=claim.path, state_dir=chosen.state_dir, control=control, tokens=tokens, keyring=keyring)
+    supervisor = Supervisor(
+        control=control, tokens=tokens, state_dir=chosen.state_dir, settings=chosen.tunnels, clock=clock
+    )
+    api = Api(
+        Organs(
+            tunnels=supervisor,
+            control=control,
+            tokens=tokens,
+            logins=keyring,
+            doctor=doctor,
+            clock=clock,
+            socket=claim.path,
+        )
+    )
+    await organs.enter_async_context(_http(api, claim))
+    organs.push_async_callback(_drain, supervisor)
+    organs.callback(api.stopping.set)
+    await organs.enter_async_context(_watchdog())
+
+
+@asynccontextmanager
+async def _http(api: Api, claim: safesocket.Claim) -> AsyncIterator[None]:
+    """The API on the claimed socket."""
+    runner = web.AppRunner(
+        api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=ANSWERS_WITHIN_S
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, claim.listener).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _drain(supervisor: Supervisor) -> None:
+    try:
+        async with asyncio.timeout(DRAIN_WITHIN_S):
+            await supervisor.aclose()
+    except TimeoutError:
+        log.warning("the tunnels did not close within %.0f s; revocations go on at the next start", DRAIN_WITHIN_S)
+
+
+@asynccontextmanager
+async def _watchdog() -> AsyncIterator[None]:
+    """Tell the service manager, from the event loop itself, that the loop still turns."""
+    every_s = servicemanager.watchdog_s()
+    if every_s is None:
+        yield
+        return
+
+    async def feed(every_s: float) -> None:
+        while True:
+            servicemanager.notify("WATCHDOG=1")
+            await asyncio.sleep(every_s)
+
+    async with asyncio.TaskGroup() as group:
+        feeding = group.create_task(feed(every_s))
+        yield
+        feeding.cancel()
+
+
+def _on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second one ends the process as if we had never asked."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stopping(number: signal.Signals) -> None:
+        if stop.is_set():
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping, number)
+    return stop
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):
+        sys.exit(main())
