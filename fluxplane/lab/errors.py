@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from fluxplane.binaries import Unusable
 
-class LabFailed(Exception):
-    """`message` is the fact, `hint` the next step. Neither holds a secret."""
 
-    def __init__(self, message: str, *, hint: str) -> None:
-        self.message = message
-        self.hint = hint
-        super().__init__(f"{message} {hint}")
+class LabFailed(Unusable):
+    """A PostgreSQL that cannot be used is one way; see the base for the two texts."""

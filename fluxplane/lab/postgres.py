@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
 
-from fluxplane.lab.binaries import Installation, Runner
+from fluxplane.binaries import Installation, Runner
 from fluxplane.lab.errors import LabFailed
 from fluxplane.lab.ports import free_port
 from fluxplane.wire import Secret

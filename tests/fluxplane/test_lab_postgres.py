@@ -9,7 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fluxplane.lab import binaries, postgres
+from fluxplane import binaries
+from fluxplane.lab import postgres
 from fluxplane.lab.errors import LabFailed
 from fluxplane.wire import Secret
 from tests.furniture.postgres import CARELESS, PASSWORD, enterable_directory, installation, running
@@ -137,12 +138,12 @@ def test_a_place_that_nobody_may_enter_is_named(tmp_path):
     package = found.bin.parent.parent
     shutil.copytree(found.bin.parent, tmp_path / package.name / "pginstall18", symlinks=True)
     hidden = binaries.Installation(tmp_path / package.name / "pginstall18" / "bin", 18)
-    with pytest.raises(LabFailed, match=str(tmp_path)):
+    with pytest.raises(binaries.Unusable, match=str(tmp_path)):
         binaries.reachable(hidden, binaries.runner(), tmp_path / "copies")
 
 
 def test_a_directory_without_postgres_is_named(tmp_path):
-    with pytest.raises(LabFailed, match=str(tmp_path)):
+    with pytest.raises(binaries.Unusable, match=str(tmp_path)):
         binaries.at(tmp_path)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fluxplane.lab import binaries
+from fluxplane import binaries
 from fluxplane.lab.postgres import Server
 from fluxplane.wire import Secret
 from tests.furniture import leaks
