@@ -1,6 +1,7 @@
 """The furniture of the house: real parts, named."""
 
 pytest_plugins = [
+    "tests.furniture.faults",
     "tests.furniture.leaks",
     "tests.furniture.postgres",
     "tests.furniture.sshd",

@@ -41,8 +41,8 @@ def test_the_states_of_an_hour():
 
 
 def test_a_short_lease_is_live_first():
-    short = lease(5.0, now=0.0)
-    assert [short.state(now) for now in (0, 2.4, 2.5, 5)] == ["live", "live", "expiring", "over"]
+    short = lease(5.0, now=1000.0)
+    assert [short.state(1000 + passed) for passed in (0, 2.4, 2.5, 5)] == ["live", "live", "expiring", "over"]
 
 
 def test_a_lease_expires_from_its_first_warning_on():
@@ -203,6 +203,20 @@ def test_any_text_is_a_date_or_none(text):
 def test_an_iso_date_reads_back(moment):
     if datetime(2, 1, 1, tzinfo=UTC) < moment < datetime(9998, 1, 1, tzinfo=UTC):
         assert parse_instant(moment.isoformat()) == moment
+
+
+def test_people_are_shown_the_end_on_their_own_clock():
+    assert lease(3600.0).expires_at == WALL + timedelta(hours=1)
+
+
+def test_a_lease_of_just_ten_minutes_hears_of_two_only():
+    ten = lease(600.0)
+    assert ten.next_wake(1000.0) == ten.ends_at - 120
+    assert ten.due_warning(1000.0) is None
+
+
+def test_a_plane_that_gives_nothing_gives_nothing():
+    assert lease(0.0).remaining(1000.0) == 0
 
 
 def test_a_lease_is_a_value():
