@@ -1,9 +1,9 @@
 """
 A TCP proxy that misbehaves: what stands between a laptop and its SSH host, on loopback.
 
-It cuts (RST), hangs up (FIN), stalls (sockets open, nothing passes: a half-open link, a blackhole), refuses, and delays.
-Not an SSH thing: it knows bytes. Packet loss and links that go down are nftables' and ip's work; delay is this one's,
-since not every kernel has netem.
+It cuts (RST), hangs up (FIN), stalls (sockets open, nothing passes: a half-open link, a blackhole), refuses, delays.
+Not an SSH thing: it knows bytes. Loss and links that go down are nftables' and ip's work; delay is this one's, since
+not every kernel has netem.
 """
 
 import asyncio
