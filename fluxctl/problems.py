@@ -340,6 +340,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "Install psql (Debian: postgresql-client; macOS: brew install libpq), then try again. No role was made.",
         12,
     ),
+    "program_failed": ("A PostgreSQL client program failed.", "The message is the program's own.", 12),
     "next_flux_missing": (
         "That command belongs to the platform's own flux CLI, which is not on PATH.",
         "Install it, or see `flux --help` for what this one does.",

@@ -584,6 +584,14 @@ class ProgramMissing(FluxError):
     hint = "Install psql (Debian: postgresql-client; macOS: brew install libpq), then try again. No role was made."
 
 
+class ProgramFailed(FluxError):
+    """psql and its kin ended with an error of their own; their exit code is passed on."""
+
+    code, status, exit_code = "program_failed", 400, LOCAL
+    summary = "A PostgreSQL client program failed."
+    hint = "The message is the program's own."
+
+
 class NextFluxMissing(FluxError):
     code, status, exit_code = "next_flux_missing", 400, LOCAL
     summary = "That command belongs to the platform's own flux CLI, which is not on PATH."

@@ -1,0 +1,228 @@
+"""
+fluxd's routes, one typed call each.
+
+A call opens one connection to the Unix socket, asks, and reads the answer; if nobody is there, the daemon is started
+first (`fluxctl.start`). The plane and the SSH identity of the caller's shell go along, in a body on POST and PUT, in
+headers on GET and DELETE. Every call raises `fluxctl.problem.Problem` and nothing else.
+"""
+
+from __future__ import annotations
+
+from fluxctl import environment, quickjson
+from fluxctl.exchange import Answer, Connection, Garbled, NobodyThere, quoted, request
+from fluxctl.problem import Problem
+from fluxd import address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Self
+
+    from fluxd.shapes import (
+        Doctor,
+        Event,
+        GrantMinted,
+        LoginAnswer,
+        MintGrant,
+        OpenTunnel,
+        PlanAnswer,
+        RenewTunnel,
+        Status,
+        Tunnel,
+        TunnelClosed,
+        TunnelOpened,
+    )
+
+# Longer than anything the daemon waits for itself while it answers one request.
+ANSWER_WITHIN_S = 120.0
+# The daemon sends a `ping` event far more often than this.
+EVENT_WITHIN_S = 90.0
+
+
+class Client:
+    """
+    What a command asks fluxd. `env` says for which plane and with which SSH identity.
+
+    `starts` False: a daemon that is not running is a problem, not a reason to start it.
+    """
+
+    def __init__(self, env: environment.Environment, *, starts: bool = True) -> None:
+        self.env = env
+        self._starts = starts
+
+    def status(self) -> Status:
+        found: Status = self._get("/v1/status")
+        return found
+
+    def tunnels(self) -> list[Tunnel]:
+        found: list[Tunnel] = self._get("/v1/tunnels")["tunnels"]
+        return found
+
+    def tunnel(self, name: str) -> Tunnel:
+        """By id, slug, hash or port."""
+        found: Tunnel = self._get(f"/v1/tunnels/{quoted(name)}")["tunnel"]
+        return found
+
+    def open(self, body: OpenTunnel) -> TunnelOpened:
+        """*body* without `plane` and `ssh`, which are added."""
+        found: TunnelOpened = self._send(
+            "POST", "/v1/tunnels", {**body, "plane": self.env.plane(), "ssh": self.env.ssh()}
+        )
+        return found
+
+    def close(self, name: str) -> TunnelClosed:
+        found: TunnelClosed = self._delete(f"/v1/tunnels/{quoted(name)}")
+        return found
+
+    def forget(self, name: str) -> None:
+        """Give the sticky port back."""
+        self._delete(f"/v1/ports/{quoted(name)}")
+
+    def renew(self, name: str, body: RenewTunnel) -> Tunnel:
+        path = f"/v1/tunnels/{quoted(name)}/renew"
+        # The tunnel's own plane decides; what the shell says goes along only if it speaks of the same one.
+        same = self.tunnel(name)["api_base"] == self.env.api_base
+        found: Tunnel = self._send("POST", path, {**body, "plane": self.env.plane()} if same else body)["tunnel"]
+        return found
+
+    def plan(self, project_hash: str) -> PlanAnswer:
+        found: PlanAnswer = self._get(f"/v1/plans/{project_hash}")
+        return found
+
+    def grant(self, project_hash: str, body: MintGrant) -> GrantMinted:
+        found: GrantMinted = self._send("POST", f"/v1/grants/{project_hash}", {**body, "plane": self.env.plane()})
+        return found
+
+    def credentials(self, project_hash: str) -> dict[str, Any]:
+        """The control plane's answer as it came, camelCase, tagged by `mode`."""
+        found: dict[str, Any] = self._get(f"/v1/projects/{project_hash}/credentials")
+        return found
+
+    def projects(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._get("/v1/projects")["projects"]
+        return found
+
+    def activity(self, project_hash: str, limit: int) -> dict[str, Any]:
+        found: dict[str, Any] = self._get(f"/v1/projects/{project_hash}/activity?limit={limit}")
+        return found
+
+    def doctor(self, project_hash: str | None = None) -> Doctor:
+        found: Doctor = self._get("/v1/doctor" + (f"?project={project_hash}" if project_hash else ""))
+        return found
+
+    def login(self, token: str) -> LoginAnswer:
+        found: LoginAnswer = self._send("PUT", "/v1/login", {"api_base": self.env.api_base, "token": token})
+        return found
+
+    def logout(self) -> LoginAnswer:
+        found: LoginAnswer = self._delete("/v1/login")
+        return found
+
+    def events(self, *, tunnel: str | None = None, hold: str | None = None) -> Events:
+        """The stream of events, of everything or of one tunnel; with *hold* it keeps that hold while it is open."""
+        asked = [f"{name}={quoted(value)}" for name, value in (("tunnel", tunnel), ("hold", hold)) if value]
+        return Events(self._connect(EVENT_WITHIN_S), "/v1/events" + ("?" + "&".join(asked) if asked else ""))
+
+    # ----------------------------------------------------------------- the exchange
+
+    def _get(self, target: str) -> Any:
+        return self._exchange("GET", target, self._headers(), None)
+
+    def _delete(self, target: str) -> Any:
+        return self._exchange("DELETE", target, self._headers(), None)
+
+    def _send(self, method: str, target: str, body: Mapping[str, Any]) -> Any:
+        return self._exchange(method, target, {}, body)
+
+    def _headers(self) -> dict[str, str]:
+        plane, ssh = self.env.plane(), self.env.ssh()
+        headers = {"Flux-Api-Base": plane["api_base"] or ""}
+        if token := plane.get("token"):
+            headers["Authorization"] = f"Bearer {token}"
+        if ssh:
+            headers["Flux-SSH"] = quickjson.dumps(ssh)
+        return headers
+
+    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: Any) -> Any:
+        asked = request(method, target, headers, body)
+        try:
+            with self._connect(ANSWER_WITHIN_S) as connection:
+                connection.send(asked)
+                return Answer(connection).json()
+        except Garbled as error:
+            raise _unusable(error) from error
+        except Problem as problem:
+            raise self._explained(problem) from None
+
+    def _connect(self, answer_within_s: float) -> Connection:
+        path = _socket_path()
+        try:
+            return Connection(path, answer_within_s=answer_within_s)
+        except NobodyThere:
+            if not self._starts:
+                raise Problem("fluxd_not_running", "fluxd is not running.", detail=path) from None
+        from fluxctl import start  # noqa: PLC0415 - only when nobody is there
+
+        return start.until_it_answers(lambda: Connection(path, answer_within_s=answer_within_s))
+
+    def _explained(self, problem: Problem) -> Problem:
+        """A refusal for want of a token says that there was one, and why it was kept back."""
+        if problem.code == "not_authenticated" and (kept := self.env.withheld()):
+            problem.detail = f"{problem.detail}\n{kept}" if problem.detail else kept
+        return problem
+
+
+class Events:
+    """A live events stream: iterate, and close (or use as a context manager) to let go of what it holds."""
+
+    def __init__(self, connection: Connection, target: str) -> None:
+        """
+        Raises:
+            Problem: the daemon refuses (hold_unknown, tunnel_not_found).
+        """
+        self._connection = connection
+        try:
+            connection.send(request("GET", target, {}, None))
+            self._answer = Answer(connection)
+            if self._answer.status != 200:
+                self._answer.json()
+        except Garbled as error:
+            connection.close()
+            raise _unusable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def hang_up(self) -> None:
+        """As `Connection.hang_up`: for the thread that does not read."""
+        self._connection.hang_up()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Each event as it comes, without the pings; ends when the daemon ends the stream or goes away."""
+        try:
+            for line in self._answer.lines():
+                event: Event = quickjson.loads(line)
+                if event.get("name") != "ping":
+                    yield event
+        except (Garbled, ValueError):
+            return
+
+
+def _socket_path() -> str:
+    try:
+        return address.socket_path()
+    except PermissionError as error:
+        raise Problem("socket_unsafe", detail=str(error)) from error
+
+
+def _unusable(error: Garbled) -> Problem:
+    return Problem("fluxd_not_running", "fluxd does not answer as it should.", detail=str(error))

@@ -1,0 +1,142 @@
+"""
+Holding a tunnel: it lives as long as this process keeps its events stream open.
+
+Whatever ends the process (Ctrl+C, SIGTERM, `kill -9`, a crash) ends the stream, and the daemon then revokes this
+caller's role and closes the tunnel, unless others use it. Nothing here has to run for that.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from fluxctl import screen
+from fluxctl.problem import Problem, from_body
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from fluxctl.client import Client, Events
+    from fluxd.shapes import Event, OpenTunnel, TunnelOpened
+
+_WITHIN_S = 5.0
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP: like Ctrl+C, a way to end that is not an error."""
+
+
+class Held:
+    """A tunnel that was opened with a hold, and the stream that keeps it."""
+
+    def __init__(self, client: Client, body: OpenTunnel) -> None:
+        """
+        Raises:
+            Problem: it cannot be opened; nothing is left of it then.
+        """
+        self.opened: TunnelOpened = client.open(body)
+        self.tunnel = self.opened["tunnel"]
+        self.events: Events = client.events(tunnel=self.tunnel["id"], hold=self.opened["hold"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.events.close()
+
+    @property
+    def username(self) -> str:
+        credential = self.opened["credential"]
+        return credential["username"] if credential else self.tunnel["username"] or "postgres"
+
+
+def stop_on_signals() -> None:
+    """Make SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+
+
+def narrate(events: Events, tunnel_id: str) -> None:
+    """
+    Say on stderr what happens to the tunnel; returns when it has closed.
+
+    Raises:
+        Problem: it failed, its lease is over, or the daemon went away.
+    """
+    for event in events:
+        if event["name"] == "closed" and _is_about(event, tunnel_id):
+            screen.note("The tunnel was closed.")
+            return
+        if event["name"] == "failed" and _is_about(event, tunnel_id):
+            raise from_body(event.get("problem") or {"code": "internal_error"})
+        if event["name"] == "lease_over" and _is_about(event, tunnel_id):
+            raise Problem("lease_over")
+        if said := sentence(event):
+            screen.note(said)
+    raise Problem("fluxd_not_running", "fluxd went away, and the tunnel with it.", hint="Run the command again.")
+
+
+class Narrator:
+    """`narrate` in a thread, beside a program that uses the tunnel. The end of the tunnel is said, never raised."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._leaving = False
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Let go of the tunnel; says nothing more."""
+        self._leaving = True
+        self._held.events.hang_up()
+        self._thread.join(_WITHIN_S)
+
+    def _run(self) -> None:
+        try:
+            narrate(self._held.events, self._held.tunnel["id"])
+        except Problem as problem:
+            if not self._leaving:
+                for line in problem.lines():
+                    screen.note(line)
+
+
+def sentence(event: Event) -> str | None:
+    """What a person is told of *event*; None for what is not worth a line."""
+    said = _SENTENCES.get(event["name"])
+    return said(event) if said else None
+
+
+def _lease_warning(event: Event) -> str:
+    tunnel = event.get("tunnel")
+    lease = tunnel["lease"] if tunnel else None
+    left = screen.duration(lease["remaining_s"]) if lease else "soon"
+    renew = f" `fluxctl tunnel renew {tunnel['id']}` prolongs it." if tunnel and lease and lease["renewable"] else ""
+    return f"Warning: the temporary credential ends in {left}.{renew}"
+
+
+def _with_problem(text: str) -> Callable[[Event], str]:
+    def said(event: Event) -> str:
+        problem = event.get("problem")
+        return f"{text} ({problem['message']})" if problem else text
+
+    return said
+
+
+_SENTENCES: dict[str, Callable[[Event], str]] = {
+    "reconnecting": _with_problem("The SSH connection was lost; reconnecting …"),
+    "reconnected": lambda _event: "Connected again.",
+    "client_refused": _with_problem("A client was refused"),
+    "lease_expiring": _lease_warning,
+    "lease_renewed": lambda _event: "The temporary credential was renewed.",
+}
+
+
+def _is_about(event: Event, tunnel_id: str) -> bool:
+    tunnel = event.get("tunnel")
+    return tunnel is None or tunnel["id"] == tunnel_id
