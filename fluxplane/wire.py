@@ -203,6 +203,8 @@ class Grant(Body, frozen=True, omit_defaults=True, kw_only=True):
     expires_in: float | None = None
     max_expires_in: float | None = None
     rls_tables: list[Line] = []
+    # What a pool that its operator has not closed leaves open to this role, for people.
+    not_enforced: list[Line] = []
 
 
 class Renewed(Body, frozen=True, omit_defaults=True, kw_only=True):

@@ -1,0 +1,92 @@
+"""
+Is the platform as it should be? Each check is one line: ok, warn or fail, and what to do.
+
+It asks again what `pool prepare` and `migrate` did, because new databases come open and roles come later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fluxplane import catalogue, grants, pool, roles
+from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
+from fluxplane.roles import PoolFailed
+from fluxplane.settings import OperatorError, Settings, user_of
+
+Verdict = Literal["ok", "warn", "fail", "skip"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    verdict: Verdict
+    message: str
+    hint: str | None = None
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """Every check that can be made; none raises."""
+    try:
+        async with catalogue.connect(settings) as store:
+            return [
+                Check("catalogue", "ok", f"reached, catalogue {store.id}"),
+                *await _catalogue(store),
+                *await _pool(settings, store),
+            ]
+    except (OperatorError, *DatabaseFailure) as failure:
+        return [Check("catalogue", "fail", str(failure) or describe(failure))]
+
+
+async def _catalogue(store: Catalogue) -> list[Check]:
+    row = await store.db.fetchrow(
+        "SELECT has_database_privilege('public', current_database(), 'CONNECT') AS open,"
+        " has_table_privilege('flux.audit', 'INSERT, UPDATE, DELETE, TRUNCATE') AS rewrites,"
+        " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS super"
+    )
+    assert row is not None
+    checks = [
+        Check("catalogue closed", "fail", "everybody may connect to its database", "Run `fluxplane migrate`.")
+        if row["open"]
+        else Check("catalogue closed", "ok", "only the service may connect"),
+        Check("audit", "fail", "the service's login could rewrite it", "Give FLUXPLANE_CATALOGUE_URL a plain login.")
+        if row["rewrites"] or row["super"]
+        else Check("audit", "ok", "append-only for the service"),
+    ]
+    resisting = await grants.resisting(store)
+    checks += [
+        Check("roles", "fail", f"{one.username} resists ({one.attempts} attempts): {one.last_error}")
+        for one in resisting
+    ]
+    return checks if resisting else [*checks, Check("roles", "ok", "none resists its end")]
+
+
+async def _pool(settings: Settings, store: Catalogue) -> list[Check]:
+    async with roles.connect(settings) as pool_roles:
+        if pool_roles is None:
+            return [Check("pool", "skip", "none is configured (FLUXPLANE_POOL_URL)")]
+        try:
+            known = await pool_roles.live()
+            open_ends = await pool_roles.not_enforced()
+        except PoolFailed as failure:
+            return [Check("pool", "fail", f"{failure}", "Is it up, and was `fluxplane pool prepare` run?")]
+    checks = (
+        [Check("pool", "ok", f"reached as {user_of(settings.pool_url, 'FLUXPLANE_POOL_URL')}, {len(known)} roles")]
+        if settings.pool_url
+        else []
+    )
+    checks += [Check("pool closed", "warn", text, "Run `fluxplane pool prepare`.") for text in open_ends]
+    return checks + await _drift(settings, store, prepared=not open_ends)
+
+
+async def _drift(settings: Settings, store: Catalogue, *, prepared: bool) -> list[Check]:
+    """What a run of `pool prepare` would change now; known only with a superuser's login."""
+    if settings.pool_admin_url is None:
+        return [Check("pool prepared", "skip", "FLUXPLANE_POOL_ADMIN_URL is not set")]
+    try:
+        changes = await pool.prepare(settings, store, dry_run=True, functions_only=not prepared)
+    except OperatorError as failure:
+        return [Check("pool prepared", "fail", str(failure))]
+    if pending := [change for change in changes if not change.startswith("--")]:
+        return [Check("pool prepared", "warn", f"it has drifted: {pending[0]}", "Run `fluxplane pool prepare`.")]
+    return [Check("pool prepared", "ok", "nothing to change")]
