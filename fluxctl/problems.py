@@ -76,6 +76,11 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "It must be a real directory of your own with mode 0700; remove it, or set FLUXD_SOCKET to a safe path.",
         11,
     ),
+    "settings_invalid": (
+        "fluxd's settings are not usable.",
+        "Mend what the message names; `fluxctl config show` tells where each value comes from.",
+        12,
+    ),
     "shutting_down": ("fluxd is stopping.", "Try again in a moment; `fluxctl` starts it anew.", 5),
     "state_unreadable": (
         "fluxd's state file cannot be read.",

@@ -15,9 +15,12 @@ from typing import Final, Literal
 
 import platformdirs
 
+from fluxd.core.errors import SettingsInvalid
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 FIRST_PORT: Final = 15432
+LAST_PORT: Final = 65535
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,25 @@ class Settings:
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings as environment, file and defaults give them."""
+    """
+    The settings as environment, file and defaults give them.
+
+    Raises:
+        SettingsInvalid: one of them is not what it must be.
+    """
     return Settings(
         state_dir=_directory(environ, "FLUXD_STATE_DIR", platformdirs.user_state_path("fluxd")),
         config_dir=_directory(environ, "FLUXD_CONFIG_DIR", platformdirs.user_config_path("fluxd")),
         log_dir=_directory(environ, "FLUXD_LOG_DIR", platformdirs.user_log_path("fluxd")),
+        tunnels=TunnelSettings(first_port=_first_port(environ)),
     )
+
+
+def _first_port(environ: Mapping[str, str]) -> int:
+    text = environ.get("FLUXD_FIRST_PORT", "").strip() or str(FIRST_PORT)
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= LAST_PORT:
+        raise SettingsInvalid(f"FLUXD_FIRST_PORT is {text!r}; it must be a port, 1 to {LAST_PORT}.")
+    return int(text)
 
 
 def _directory(environ: Mapping[str, str], name: str, default: Path) -> Path:

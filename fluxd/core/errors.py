@@ -166,6 +166,14 @@ class SocketUnsafe(FluxError):
     hint = "It must be a real directory of your own with mode 0700; remove it, or set FLUXD_SOCKET to a safe path."
 
 
+class SettingsInvalid(FluxError):
+    """The configuration file or a FLUXD_ variable; the detail names file and line."""
+
+    code, status, exit_code = "settings_invalid", 500, LOCAL
+    summary = "fluxd's settings are not usable."
+    hint = "Mend what the message names; `fluxctl config show` tells where each value comes from."
+
+
 class ShuttingDown(FluxError):
     code, status, exit_code = "shutting_down", 503, DAEMON
     summary = "fluxd is stopping."
