@@ -7,5 +7,4 @@ pytest_plugins = [
     "tests.furniture.sshd",
     "tests.furniture.lab",
     "tests.furniture.daemon",
-    "tests.furniture.systemd",
 ]
