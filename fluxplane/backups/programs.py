@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -108,9 +108,10 @@ async def started(
     within: Cage | None = None,
     stdout: int = asyncio.subprocess.DEVNULL,
     stderr: int = asyncio.subprocess.PIPE,
+    ending: signal.Signals = signal.SIGTERM,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """
-    A running program. Leaving the block ends it, politely first; no process is left.
+    A running program. Leaving the block ends it, by *ending* first; no process is left.
 
     Raises:
         BackupFailed: it cannot be started.
@@ -130,11 +131,11 @@ async def started(
     try:
         yield process
     finally:
-        await asyncio.shield(_end(process))
+        await asyncio.shield(_end(process, ending))
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+async def _end(process: asyncio.subprocess.Process, ending: signal.Signals) -> None:
+    for number in (ending, signal.SIGKILL):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
@@ -188,7 +189,16 @@ async def _ticking(tick: Callable[[], object] | None) -> AsyncIterator[None]:
             yield
             ticking.cancel()
     except* BackupFailed as failures:
-        raise failures.exceptions[0] from None
+        raise next(leaves(failures)) from None
+
+
+def leaves(failures: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """What is in a group, however nested."""
+    for one in failures.exceptions:
+        if isinstance(one, BaseExceptionGroup):
+            yield from leaves(one)
+        else:
+            yield one
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:
