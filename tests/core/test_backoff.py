@@ -53,6 +53,16 @@ def test_reset_forgets_every_failure(failures, now):
     assert Backoff(failures=failures, due_at=now + 9).reset() == Backoff()
 
 
+def test_redials_begin_quickly_and_end_at_half_a_minute():
+    assert Backoff().failed(0, 0).wait_s(0) == 0.25
+    assert Backoff(failures=99).failed(0, 0).wait_s(0) == 30
+
+
+@pytest.mark.parametrize("edge", [{"jitter": 0}, {"jitter": 1}, {"first_s": 30}])
+def test_the_edges_of_sense_are_allowed(edge):
+    assert 0 <= Backoff(**edge).failed(0, 0.5).wait_s(0) <= 30
+
+
 @pytest.mark.parametrize("wrong", [{"first_s": 0}, {"first_s": 31}, {"jitter": 1.1}, {"jitter": -0.1}])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError, match="first_s"):

@@ -135,6 +135,13 @@ def test_the_longest_startup_is_said_and_read():
     raw = pgwire.startup(longest)
     assert len(raw) == 10004
     assert take_first_packet(bytearray(raw)).parameters == longest
+    with pytest.raises(ValueError, match="10000"):
+        pgwire.startup({"user": longest["user"] + "x"})
+
+
+def test_a_cancel_key_may_have_256_bytes():
+    key = bytes(256)
+    assert take_first_packet(bytearray(pgwire.cancel_request(7, key))) == CancelRequest(7, key)
 
 
 def test_known_bytes():

@@ -70,6 +70,7 @@ def test_a_broken_docker_host_does_not_matter_where_it_is_not_asked():
         ("ssh://root@[2001:db8::7]:2222", Words("2001:db8::7", "root", 2222)),
         ("ssh://[::1]", Words("::1")),
         ("ssh://2001:db8::7", Words("2001:db8::7")),
+        ("ssh://::1", Words("::1")),
         ("  ssh://h  ", Words("h")),
     ],
 )
@@ -129,16 +130,20 @@ def test_hosts(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["", "-h", ".h", "a:b", "h:22", "fe80::1%eth0", "[h", "h\n", "h h", "bücher", "a" * 254]
+    "host", ["", "-h", ".h", "a:b", "h:22", "fe80::1%eth0", "[hh", "hhh]", "h\n", "h h", "bücher", "a" * 254]
 )
 def test_not_hosts(host):
     with pytest.raises(errors.SSHTargetInvalid):
         check_host(host)
 
 
-@pytest.mark.parametrize("port", ["22", 22, "00022"])
-def test_ports(port):
-    assert check_port(port) == 22
+@pytest.mark.parametrize(("port", "number"), [("22", 22), (22, 22), ("00022", 22), ("1", 1), (65535, 65535)])
+def test_ports(port, number):
+    assert check_port(port) == number
+
+
+def test_without_a_word_it_is_root_at_22():
+    assert choose_target(Words("bastion"), plan=Words()) == Target("bastion", "root", 22)
 
 
 @pytest.mark.parametrize(
