@@ -129,6 +129,11 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         6,
     ),
     "rate_limited": ("The control plane asks for a pause.", "Wait as long as it says, then try again.", 6),
+    "too_many_live_roles": (
+        "The control plane makes no further temporary role for now.",
+        "Close tunnels that you no longer need (`fluxctl tunnel list`), or wait until a role expires.",
+        6,
+    ),
     "project_not_found": (
         "The control plane knows no such project of yours.",
         "Check the hash (`flux list` shows yours) and that you are logged in with the right account.",

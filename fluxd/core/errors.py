@@ -262,6 +262,14 @@ class RateLimited(FluxError):
     hint = "Wait as long as it says, then try again."
 
 
+class TooManyLiveRoles(FluxError):
+    """The plane's cap on live temporary roles, of this account or this project."""
+
+    code, status, exit_code = "too_many_live_roles", 429, PLANE
+    summary = "The control plane makes no further temporary role for now."
+    hint = "Close tunnels that you no longer need (`fluxctl tunnel list`), or wait until a role expires."
+
+
 class ProjectNotFound(FluxError):
     code, status, exit_code = "project_not_found", 404, NOT_FOUND
     summary = "The control plane knows no such project of yours."

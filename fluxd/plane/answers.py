@@ -65,6 +65,14 @@ _BY_STATUS: Final[Mapping[int, type[errors.FluxError]]] = {
     429: errors.RateLimited,
     501: errors.NotSupportedByPlane,
 }
+# Our extensions name the fact itself. The existing platform's codes are for MCP tokens and say no more than the status.
+_BY_CODE: Final[Mapping[str, type[errors.FluxError]]] = {
+    "grant_ended": errors.LeaseOver,
+    "grant_id_taken": errors.PlaneRefused,
+    "grant_unknown": errors.LeaseOver,
+    "renewal_limit": errors.RenewLimit,
+    "too_many_live_roles": errors.TooManyLiveRoles,
+}
 # These say better what happened than the plane does; its own words go into the detail.
 _OWN_WORDS: Final = (
     errors.LeaseOver,
@@ -73,6 +81,7 @@ _OWN_WORDS: Final = (
     errors.ProjectNotFound,
     errors.RateLimited,
     errors.ReadwriteDisabled,
+    errors.RenewLimit,
     errors.TTLOutOfRange,
 )
 
@@ -105,7 +114,7 @@ def plain(text: str, token: wire.Secret | None = None) -> str:
 
 def problem(said: Refusal, base: str, kind: type[errors.FluxError] | None = None) -> errors.FluxError:
     """The problem that *said* is: *kind* where the route knows better than its status."""
-    kind = kind or _kind(said)
+    kind = _BY_CODE.get(said.code or "") or kind or _kind(said)
     if kind is errors.NotAuthenticated:
         return not_authenticated(base, f"The control plane at {base} did not accept the token.")
     if kind in _OWN_WORDS:

@@ -164,7 +164,7 @@ class ControlPlane:
         """A later end for a live grant. `LeaseOver` when it has ended, `RenewLimit` at eight hours."""
         body = {} if ttl_s is None else {"ttlSeconds": ttl_s}
         path = f"/grants/{grant_id}/renew"
-        reply = await self._send("POST", caller.api_base, path, _token(caller), body=body, judge=_renew_refusal)
+        reply = await self._send("POST", caller.api_base, path, _token(caller), body=body, judge=_no_such_route)
         renewed = answers.decoded(reply, wire.Renewed)
         left = answers.seconds_left(renewed.expires_at, renewed.expires_in, reply)
         most = answers.seconds_left(renewed.expires_at, renewed.max_expires_in, reply)
@@ -358,10 +358,6 @@ def _grant_refusal(said: Refusal, access: wire.Access) -> type[errors.FluxError]
     if said.status == 500 and said.text is not None:
         return errors.GrantFailed
     return None
-
-
-def _renew_refusal(said: Refusal) -> type[errors.FluxError] | None:
-    return {404: errors.NotSupportedByPlane, 409: errors.RenewLimit}.get(said.status)
 
 
 def _granted(reply: Reply, asked: wire.GrantRequest) -> Granted:
