@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check lint types imports tests lock generate clean
+.PHONY: bench bench-client bench-first-query faults setup demo test check lint types imports tests lock generate clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,19 @@ tests: setup
 # Rewrites what is generated from the code: openapi.json, shapes.py, docs/troubleshooting.md, …
 generate: setup
 	$(BIN)/python docs/generate.py
+
+# Measurements of the tree as it is, written into the docs. Never part of `make test`: a benchmark is no timed test.
+bench: setup
+	$(BIN)/python -m bench.speed --write docs/performance.md
+
+bench-client: setup
+	$(BIN)/python -m bench.client_start --write docs/performance.md
+
+bench-first-query: setup
+	$(BIN)/python -m bench.first_query --write docs/performance.md
+
+faults: setup
+	$(BIN)/python -m bench.faults --write docs/reliability.md
 
 lock:
 	uv pip compile --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 -o requirements.lock pyproject.toml

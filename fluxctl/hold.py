@@ -15,7 +15,6 @@ from fluxctl.problem import Problem, from_body
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Self
 
     from fluxctl.client import Client, Events
@@ -62,22 +61,22 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGHUP, stop)
 
 
-def narrate(events: Events, tunnel_id: str) -> None:
+def narrate(held: Held) -> None:
     """
     Say on stderr what happens to the tunnel; returns when it has closed.
 
     Raises:
         Problem: it failed, its lease is over, or the daemon went away.
     """
-    for event in events:
-        if event["name"] == "closed" and _is_about(event, tunnel_id):
+    for event in held.events:
+        if event["name"] == "closed":
             screen.note("The tunnel was closed.")
             return
-        if event["name"] == "failed" and _is_about(event, tunnel_id):
+        if event["name"] == "failed":
             raise from_body(event.get("problem") or {"code": "internal_error"})
-        if event["name"] == "lease_over" and _is_about(event, tunnel_id):
+        if event["name"] == "lease_over":
             raise Problem("lease_over")
-        if said := sentence(event):
+        if said := sentence(event, held.username):
             screen.note(said)
     raise Problem("fluxd_not_running", "fluxd went away, and the tunnel with it.", hint="Run the command again.")
 
@@ -99,44 +98,37 @@ class Narrator:
 
     def _run(self) -> None:
         try:
-            narrate(self._held.events, self._held.tunnel["id"])
+            narrate(self._held)
         except Problem as problem:
             if not self._leaving:
                 for line in problem.lines():
                     screen.note(line)
 
 
-def sentence(event: Event) -> str | None:
-    """What a person is told of *event*; None for what is not worth a line."""
-    said = _SENTENCES.get(event["name"])
-    return said(event) if said else None
+def sentence(event: Event, username: str) -> str | None:
+    """What the holder of the role *username* is told of *event*; None for what is not worth a line."""
+    problem = event.get("problem")
+    why = f" ({problem['message']})" if problem else ""
+    match event["name"]:
+        case "reconnecting":
+            return f"The SSH connection was lost; reconnecting …{why}"
+        case "reconnected":
+            return "Connected again."
+        case "client_refused":
+            return f"A client was refused{why}."
+        case "lease_expiring":
+            return _lease_warning(event, username)
+        case "lease_renewed":
+            return "The temporary credential was renewed."
+    return None
 
 
-def _lease_warning(event: Event) -> str:
+def _lease_warning(event: Event, username: str) -> str | None:
+    """Of one's own role only; the message says whose it is."""
+    message = event.get("message") or ""
+    if username not in message:
+        return None
     tunnel = event.get("tunnel")
     lease = tunnel["lease"] if tunnel else None
-    left = screen.duration(lease["remaining_s"]) if lease else "soon"
     renew = f" `fluxctl tunnel renew {tunnel['id']}` prolongs it." if tunnel and lease and lease["renewable"] else ""
-    return f"Warning: the temporary credential ends in {left}.{renew}"
-
-
-def _with_problem(text: str) -> Callable[[Event], str]:
-    def said(event: Event) -> str:
-        problem = event.get("problem")
-        return f"{text} ({problem['message']})" if problem else text
-
-    return said
-
-
-_SENTENCES: dict[str, Callable[[Event], str]] = {
-    "reconnecting": _with_problem("The SSH connection was lost; reconnecting …"),
-    "reconnected": lambda _event: "Connected again.",
-    "client_refused": _with_problem("A client was refused"),
-    "lease_expiring": _lease_warning,
-    "lease_renewed": lambda _event: "The temporary credential was renewed.",
-}
-
-
-def _is_about(event: Event, tunnel_id: str) -> bool:
-    tunnel = event.get("tunnel")
-    return tunnel is None or tunnel["id"] == tunnel_id
+    return f"Warning: the temporary credential {message}{renew}"

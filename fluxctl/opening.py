@@ -118,14 +118,13 @@ def access(arguments: Arguments) -> str:
 
 
 def open_body(arguments: Arguments, chosen: Project, *, hold: bool, credential: str) -> OpenTunnel:
-    """`POST /v1/tunnels` as these arguments mean it."""
+    """`POST /v1/tunnels` as these arguments mean it. The name stays here: see `warn_of_other_name`."""
     body: dict[str, Any] = {
         "hash": chosen.hash,
         "access": access(arguments),
         "credential": credential,
         "hold": hold,
         **_if_given(
-            project=chosen.name,
             local_port=arguments.local_port,
             local_host=_plain_host(arguments.host),
             strict_port=arguments.strict_port or None,

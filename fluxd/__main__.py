@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import Final
 
 from aiohttp import web
 
-from fluxd import address, logs, safesocket, servicemanager, settings
+from fluxd import address, launchd, logs, safesocket, settings
 from fluxd.api import VERSION, Api, Organs
 from fluxd.clock import Clock
 from fluxd.core.errors import FluxError, SocketUnsafe
@@ -29,6 +30,7 @@ from fluxd.doctor import Doctor
 from fluxd.keychain import SystemKeyring
 from fluxd.plane import ControlPlane, Tokens
 from fluxd.settings import Settings
+from fluxd.systemd import Manager
 from fluxd.tunnels.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -87,17 +89,16 @@ async def serve(chosen: Settings) -> None:
         FluxdAlreadyRunning, SocketUnsafe: nothing was started.
     """
     stop = _on_signals()
-    socket = _socket_path()
-    inherited = safesocket.inherited()
-    activated = next((one for one in inherited.values() if safesocket.serves(one, socket)), None)
-    claim = safesocket.claim(socket, activated)
+    path = _socket_path()
+    manager = Manager.of(os.environ)
+    claim = safesocket.claim(path, _activated(manager, path))
     try:
         async with AsyncExitStack() as organs:
-            await _put_together(organs, chosen, claim)
-            servicemanager.notify("READY=1\nSTATUS=serving")
-            log.info("fluxd %s serves %s", VERSION, socket)
+            await _put_together(organs, chosen, claim, manager)
+            manager.ready("serving")
+            log.info("fluxd %s serves %s", VERSION, path)
             await stop.wait()
-            servicemanager.notify("STOPPING=1")
+            manager.stopping()
             log.info("stopping")
     finally:
         claim.release()
@@ -110,7 +111,18 @@ def _socket_path() -> Path:
         raise SocketUnsafe(detail=str(error)) from error
 
 
-async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim) -> None:
+def _activated(manager: Manager, path: Path) -> socket | None:
+    """The API's socket where the service manager opened it. Other ones under its name would answer nobody."""
+    ours: socket | None = None
+    for one in (*manager.take("api"), *launchd.activated("api")):
+        if ours is None and safesocket.serves(one, path):
+            ours = one
+        else:
+            one.close()
+    return ours
+
+
+async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager) -> None:
     """Start every organ; *organs* stops them in the opposite order."""
     clock, keyring = Clock(), SystemKeyring()
     control = await organs.enter_async_context(ControlPlane())
@@ -133,7 +145,8 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
     await organs.enter_async_context(_http(api, claim))
     organs.push_async_callback(_drain, supervisor)
     organs.callback(api.stopping.set)
-    await organs.enter_async_context(_watchdog())
+    await organs.enter_async_context(_watched(manager))
+    manager.discard_untaken()
 
 
 @asynccontextmanager
@@ -159,20 +172,10 @@ async def _drain(supervisor: Supervisor) -> None:
 
 
 @asynccontextmanager
-async def _watchdog() -> AsyncIterator[None]:
-    """Tell the service manager, from the event loop itself, that the loop still turns."""
-    every_s = servicemanager.watchdog_s()
-    if every_s is None:
-        yield
-        return
-
-    async def feed(every_s: float) -> None:
-        while True:
-            servicemanager.notify("WATCHDOG=1")
-            await asyncio.sleep(every_s)
-
+async def _watched(manager: Manager) -> AsyncIterator[None]:
+    """Show the service manager, from the event loop itself, that the loop still turns."""
     async with asyncio.TaskGroup() as group:
-        feeding = group.create_task(feed(every_s))
+        feeding = group.create_task(manager.feed_watchdog())
         yield
         feeding.cancel()
 

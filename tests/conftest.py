@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.furniture.sshd",
     "tests.furniture.lab",
     "tests.furniture.daemon",
+    "tests.furniture.systemd",
 ]

@@ -188,7 +188,7 @@ def _hold(arguments: Arguments, chosen: Project, client: Client) -> int:
         with hold.Held(client, opening.open_body(arguments, chosen, hold=True, credential="new")) as held:
             _print_open(arguments, chosen, held)
             try:
-                hold.narrate(held.events, held.tunnel["id"])
+                hold.narrate(held)
             except KeyboardInterrupt:
                 screen.note("Closing the tunnel.")
     except hold.Stopped:

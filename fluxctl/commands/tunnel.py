@@ -61,13 +61,15 @@ def close(arguments: Arguments) -> int:
         closed.append(answer)
         opening.say_notices(answer)
         if not arguments.json:
-            screen.line(_closed_text(answer["tunnel"], revoked=answer["revoked"]))
+            screen.line(_closed_text(name, answer["tunnel"], revoked=answer["revoked"]))
     if arguments.json:
         screen.json({"closed": closed})
     return 0
 
 
-def _closed_text(found: Tunnel, *, revoked: bool) -> str:
+def _closed_text(name: str, found: Tunnel | None, *, revoked: bool) -> str:
+    if found is None:
+        return f"Ended the temporary roles of {name}." if revoked else f"The temporary roles of {name} are ending."
     roles = ", its temporary role ended" if revoked and found["mode"] != "v1_dedicated" else ""
     return f"Closed {found['project']} ({found['hash']}) on port {found['port']}{roles}."
 

@@ -20,11 +20,12 @@ RST_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listens on `port` of 127.0.0.1 and joins every connection to the one at *host*:*port* behind it."""
+    """Listens on `host`:`port` and joins every connection to one to *behind*, a port of 127.0.0.1."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.behind = (host, port)
-        self.port = 0
+    def __init__(self, behind: int, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.behind = behind
+        self.host = host
+        self.port = port
         self.latency_s = 0.0
         self.accepted = 0
         self._server: asyncio.Server | None = None
@@ -34,7 +35,7 @@ class FaultProxy:
         self._flowing.set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._join, "127.0.0.1", self.port, backlog=512)
+        self._server = await asyncio.start_server(self._join, self.host, self.port, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -68,6 +69,12 @@ class FaultProxy:
         """Nothing passes any more, ends of connections neither; new connections are accepted and stall too."""
         self._flowing.clear()
 
+    def strand(self) -> None:
+        """Nothing passes any more on the connections there are, for ever; new ones are fine. A firewall forgot them."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     def flow(self) -> None:
         """Everything passes again, what waited first."""
         self._flowing.set()
@@ -91,14 +98,14 @@ class FaultProxy:
         assert link is not None
         self.accepted += 1
         self._links.add(link)
-        ends = [writer]
+        ends, flowing = [writer], self._flowing
         self._writers.add(writer)
         try:
-            await self._flowing.wait()
-            back, there = await asyncio.open_connection(*self.behind)
+            await flowing.wait()
+            back, there = await asyncio.open_connection("127.0.0.1", self.behind)
             ends.append(there)
             self._writers.add(there)
-            await asyncio.gather(self._pump(reader, there), self._pump(back, writer))
+            await asyncio.gather(self._pump(reader, there, flowing), self._pump(back, writer, flowing))
         except OSError:
             pass  # nobody behind: the client finds its connection closed
         finally:
@@ -107,12 +114,12 @@ class FaultProxy:
                 self._writers.discard(end)
                 end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         """One direction, until its sender has ended or its receiver is gone."""
         pipe: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
         taking = asyncio.create_task(self._take(reader, pipe))
         try:
-            await self._give(pipe, writer)
+            await _give(pipe, writer, flowing)
         except OSError:
             pass  # the other direction will find out in its own time, as on a real link
         finally:
@@ -129,21 +136,22 @@ class FaultProxy:
                 data = b""
             await pipe.put((asyncio.get_running_loop().time() + self.latency_s, data))
 
-    async def _give(self, pipe: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        data = b"-"
-        while data:
-            due, data = await pipe.get()
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
-            await self._flowing.wait()
-            if data:
-                writer.write(data)
-                await writer.drain()
-        writer.write_eof()
+
+async def _give(pipe: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
+    data = b"-"
+    while data:
+        due, data = await pipe.get()
+        await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+        await flowing.wait()
+        if data:
+            writer.write(data)
+            await writer.drain()
+    writer.write_eof()
 
 
 @contextlib.asynccontextmanager
-async def fault_proxy(port: int, host: str = "127.0.0.1") -> AsyncIterator[FaultProxy]:
-    proxy = FaultProxy(port, host)
+async def fault_proxy(behind: int, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[FaultProxy]:
+    proxy = FaultProxy(behind, host=host, port=port)
     await proxy.start()
     try:
         yield proxy

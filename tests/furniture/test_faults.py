@@ -94,6 +94,16 @@ async def test_a_stalled_connection_can_be_cut(echo):
                 await reader.read(1)
 
 
+async def test_a_stranded_connection_is_dead_and_a_new_one_is_not(echo):
+    async with joined(echo) as (reader, writer):
+        echo.strand()
+        writer.write(b"x")
+        async with joined(echo):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await reader.read(1)
+
+
 async def test_refused_is_refused_and_accepted_again_on_the_same_port(echo):
     port = echo.port
     async with joined(echo) as (reader, writer):
