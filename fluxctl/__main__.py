@@ -44,6 +44,9 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "activity": ("project", "what happened to a project"),
     "status": ("tunnel", "the daemon, its SSH hosts and tunnels"),
     "login": ("account", "store a control plane's token in the system keyring"),
+    "exec": ("exec_", "run a command with DATABASE_URL and PG* of a tunnel of its own"),
+    "audit": ("audit", "what the control plane recorded about you and your projects"),
+    "doctor": ("doctor", "test each step of the way, and say what to do"),
     "logout": ("account", "end this login's temporary roles and forget its token"),
 }
 _OURS_ALONE = frozenset({"tunnel"})

@@ -106,6 +106,12 @@ class Client:
         found: dict[str, Any] = self._get(f"/v1/projects/{project_hash}/activity?limit={limit}")
         return found
 
+    def audit(self, project_hash: str | None = None) -> list[dict[str, Any]]:
+        """What the plane recorded, newest first; of everything, or of one project."""
+        target = "/v1/audit" + (f"?hash={project_hash}" if project_hash else "")
+        found: list[dict[str, Any]] = self._get(target)["events"]
+        return found
+
     def doctor(self, project_hash: str | None = None) -> Doctor:
         found: Doctor = self._get("/v1/doctor" + (f"?project={project_hash}" if project_hash else ""))
         return found

@@ -35,6 +35,7 @@ class Held:
         Raises:
             Problem: it cannot be opened; nothing is left of it then.
         """
+        self._client = client
         self.opened: TunnelOpened = client.open(body)
         self.tunnel = self.opened["tunnel"]
         self.events: Events = client.events(tunnel=self.tunnel["id"], hold=self.opened["hold"])
@@ -49,6 +50,17 @@ class Held:
     def username(self) -> str:
         credential = self.opened["credential"]
         return credential["username"] if credential else self.tunnel["username"] or "postgres"
+
+    def login(self) -> tuple[str, str]:
+        """User and password: the new role's, or those of the v1 project, which are asked for."""
+        credential = self.opened["credential"]
+        if credential:
+            return credential["username"], credential["password"]
+        from fluxctl import url  # noqa: PLC0415 - v1 only
+
+        found = self._client.credentials(self.tunnel["hash"])
+        parts = url.parsed(found["postgresConnectionString"])
+        return parts["user"], parts["password"]
 
 
 def stop_on_signals() -> None:
@@ -90,7 +102,10 @@ class Narrator:
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
-    def leave(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
         """Let go of the tunnel; says nothing more."""
         self._leaving = True
         self._held.events.hang_up()

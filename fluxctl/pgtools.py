@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from fluxctl.exchange import quoted
 from fluxctl.problem import Problem
 
 TYPE_CHECKING = False
@@ -52,7 +53,7 @@ def psql() -> str:
     Raises:
         Problem: program_missing.
     """
-    found = _on_path("psql") or _embedded("psql")
+    found = on_path("psql") or _embedded("psql")
     if found is None:
         raise Problem("program_missing", "psql is not on PATH.")
     return found
@@ -90,12 +91,28 @@ def environment(
     }
 
 
+def exec_environment(
+    variables: Mapping[str, str], *, host: str, port: int, user: str, password: str, search_path: Sequence[str]
+) -> dict[str, str]:
+    """*variables* for a program that is told everything by its environment, in libpq's words and as `DATABASE_URL`."""
+    login = f"{quoted(user)}:{quoted(password)}"
+    bracketed = f"[{host}]" if ":" in host else host
+    return {
+        **environment(variables, password=password, search_path=search_path),
+        "PGHOST": host,
+        "PGPORT": str(port),
+        "PGUSER": user,
+        "PGDATABASE": "postgres",
+        "DATABASE_URL": f"postgresql://{login}@{bracketed}:{port}/postgres?sslmode=disable",
+    }
+
+
 def _identifier(name: str) -> str:
     """*name* so that Postgres does not fold its case."""
     return name if name == name.lower() else f'"{name}"'
 
 
-def _on_path(program: str) -> str | None:
+def on_path(program: str) -> str | None:
     """As shutil.which, whose import would cost a start."""
     for place in os.environ.get("PATH", os.defpath).split(os.pathsep):
         path = os.path.join(place or ".", program)  # noqa: PTH118 - pathlib costs a start

@@ -34,6 +34,8 @@ SYSTEMD_UNIT = "fluxd.socket"
 LAUNCHD_LABEL = "com.flux.fluxd"
 # What belongs to one shell, and would outlive it in a daemon.
 _OF_THE_SHELL = ("FLUX_", "NEXT_PUBLIC_FLUX_", "PG", "DATABASE_URL", "DOCKER_", "SSH_")
+# What a service manager told the shell's own process, and would mislead the daemon.
+_OF_A_SERVICE = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
 
 def until_it_answers(connect: Callable[[], Connection]) -> Connection:
@@ -61,7 +63,7 @@ def until_it_answers(connect: Callable[[], Connection]) -> Connection:
 
 def environment_of_daemon() -> dict[str, str]:
     """The shell's environment without what belongs to this shell alone."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_SHELL)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_SHELL + _OF_A_SERVICE)}
 
 
 def _poll(
@@ -101,9 +103,14 @@ def _detached(said: int) -> int:
         os._exit(127)
 
 
+def service_question() -> list[str] | None:
+    """What to ask the service manager to start fluxd; None where no unit of ours is installed."""
+    return _launchd_question() if sys.platform == "darwin" else _systemd_question()
+
+
 def _by_service_manager() -> bool:
     """True when it was asked and said yes."""
-    asked = _launchd_question() if sys.platform == "darwin" else _systemd_question()
+    asked = service_question()
     if asked is None:
         return False
     try:

@@ -200,6 +200,36 @@ class ProjectList(TypedDict):
     projects: list[ListedProject]
 
 
+class AuditEvent(TypedDict):
+    """One row of `GET /api/cli/v1/audit` (extension). It has no field a secret could stand in."""
+
+    id: str
+    at: str
+    event: str
+    outcome: Literal["failed", "intent", "ok", "refused"]
+    hash: NotRequired[str | None]
+    projectId: NotRequired[str | None]
+    mode: NotRequired[str | None]
+    access: NotRequired[str | None]
+    actor: NotRequired[str | None]
+    tokenId: NotRequired[str | None]
+    sourceAddress: NotRequired[str | None]
+    reason: NotRequired[str | None]
+    requestId: NotRequired[str | None]
+    grantId: NotRequired[str | None]
+    username: NotRequired[str | None]
+    ttlSeconds: NotRequired[int | None]
+    expiresAt: NotRequired[str | None]
+    bytesUp: NotRequired[int | None]
+    bytesDown: NotRequired[int | None]
+
+
+class AuditTrail(TypedDict):
+    """`GET /v1/audit`: what the control plane recorded, newest first."""
+
+    events: list[AuditEvent]
+
+
 class HostStatus(TypedDict):
     """One SSH host and its shared connection."""
 

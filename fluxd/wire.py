@@ -18,6 +18,7 @@ from fluxplane.wire import (
     HASH_PATTERN,
     Access,
     Activity,
+    AuditEvent,
     Credentials,
     ListedProject,
     Mode,
@@ -27,7 +28,18 @@ from fluxplane.wire import (
     encode,
 )
 
-__all__ = ["Access", "Activity", "Credentials", "ListedProject", "Mode", "Project", "Secret", "decode", "encode"]
+__all__ = [
+    "Access",
+    "Activity",
+    "AuditEvent",
+    "Credentials",
+    "ListedProject",
+    "Mode",
+    "Project",
+    "Secret",
+    "decode",
+    "encode",
+]
 
 API_VERSION: Final = "1"
 
@@ -269,6 +281,12 @@ class ProjectList(Answer, frozen=True):
     """`GET /v1/projects`: the control plane's own list, wrapped, since a bare array cannot grow."""
 
     projects: list[ListedProject]
+
+
+class AuditTrail(Answer, frozen=True):
+    """`GET /v1/audit`: what the control plane recorded, newest first."""
+
+    events: list[AuditEvent]
 
 
 class HostStatus(Answer, frozen=True):

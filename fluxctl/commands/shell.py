@@ -36,7 +36,7 @@ def shell(arguments: Arguments) -> int:
     with hold.Held(client, opening.open_body(arguments, chosen, hold=True, credential="new")) as held:
         opening.warn_of_other_name(chosen, held.tunnel["project"])
         opening.say_notices(held.opened, held.tunnel)
-        user, secret = _login(client, held)
+        user, secret = held.login()
         argv = pgtools.psql_argv(
             program, host=held.tunnel["host"], port=held.tunnel["port"], user=user, sql=arguments.command
         )
@@ -52,25 +52,11 @@ def shell(arguments: Arguments) -> int:
         return _run(arguments, held, argv, child_environment)
 
 
-def _login(client: Client, held: Held) -> tuple[str, str]:
-    """User and password: the new role's, or those of the v1 project."""
-    credential = held.opened["credential"]
-    if credential:
-        return credential["username"], credential["password"]
-    from fluxctl import url  # noqa: PLC0415 - v1 only
-
-    parts = url.parsed(client.credentials(held.tunnel["hash"])["postgresConnectionString"])
-    return parts["user"], parts["password"]
-
-
 def _run(arguments: Arguments, held: Held, argv: list[str], variables: dict[str, str]) -> int:
-    narrator = hold.Narrator(held)
-    try:
+    with hold.Narrator(held):
         if arguments.json and arguments.command is not None:
             return _captured(arguments, held, argv, variables)
         return child.run(argv, variables)
-    finally:
-        narrator.leave()
 
 
 def _captured(arguments: Arguments, held: Held, argv: list[str], variables: dict[str, str]) -> int:

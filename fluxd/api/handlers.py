@@ -237,6 +237,12 @@ class Api:
         caller = await self._tokens.resolve(callers.plane(request))
         return answer(await self._control.activity(caller, project_hash, limit=limit))
 
+    async def audit(self, request: web.Request) -> web.Response:
+        named = request.query.get("hash")
+        project_hash = callers.project_hash(named) if named else None
+        caller = await self._tokens.resolve(callers.plane(request))
+        return answer(wire.AuditTrail(events=await self._control.audit(caller, project_hash=project_hash)))
+
     # -------------------------------------------------------------------- login
 
     async def login(self, request: web.Request) -> web.Response:

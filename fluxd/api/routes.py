@@ -127,6 +127,16 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=_PLANE_PROBLEMS,
     ),
     Route(
+        "GET",
+        "/v1/audit",
+        "audit",
+        "What the control plane recorded, newest first",
+        {200: wire.AuditTrail},
+        query=(Query("hash", wire.HashText, "only about this project"),),
+        takes_plane=True,
+        problems=(*_PLANE_PROBLEMS, errors.NotSupportedByPlane),
+    ),
+    Route(
         "PUT",
         "/v1/login",
         "login",

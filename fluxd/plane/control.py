@@ -66,6 +66,10 @@ def _now() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+class _AuditAnswer(wire.Body, frozen=True):
+    events: list[wire.AuditEvent]
+
+
 class ControlPlane:
     """Every control plane this daemon talks to. Leave it (`async with`, or `aclose`) to close its connections."""
 
@@ -174,6 +178,12 @@ class ControlPlane:
         """End one grant. Its id is enough; a token spares the rate limit for strangers."""
         reply = await self._send("DELETE", api_base, f"/grants/{grant_id}", token, judge=_no_such_route)
         return answers.decoded(reply, wire.Revoked)
+
+    async def audit(self, caller: Caller, *, project_hash: str | None = None) -> list[wire.AuditEvent]:
+        """What the plane recorded about the caller and the caller's projects, newest first."""
+        query = {} if project_hash is None else {"hash": project_hash}
+        reply = await self._get(caller.api_base, "/audit", _token(caller), query=query, judge=_no_such_route)
+        return answers.decoded(reply, _AuditAnswer).events
 
     async def report(self, caller: Caller, project_hash: str, report: wire.TunnelReport) -> None:
         """Tell the plane's audit about a tunnel."""

@@ -447,3 +447,53 @@ def test_a_reader_that_leaves_early_is_no_error(daemon):
     done = subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout.split()[:2] == ["ID", "PROJECT"]
     assert done.stderr == ""
+
+
+def test_exec_gives_a_program_the_database_and_its_exit_code_back(opens_v2):
+    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", answers.event("snapshot"))
+    done = opens_v2.flux(
+        "exec", *POOLY, "--", "sh", "-c", 'echo "$DATABASE_URL $PGHOST:$PGPORT $PGUSER $1"; exit 9', "x", "--json"
+    )
+    assert done.returncode == 9
+    url = f"postgresql://{answers.ROLE}:q8sJ3-one-time@127.0.0.1:15432/postgres?sslmode=disable"
+    assert done.stdout == f"{url} 127.0.0.1:15432 {answers.ROLE} --json\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [([], 2), (["no-such-program"], 127), (["./no-such-file", "x"], 127)])
+def test_exec_of_nothing_costs_no_role(opens_v2, command, code):
+    done = opens_v2.flux("exec", *POOLY, "--", *command)
+    assert (done.returncode, opens_v2.asked) == (code, [])
+
+
+def test_a_program_that_a_signal_ends_is_told_as_a_shell_does(opens_v2):
+    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", answers.event("snapshot"))
+    assert opens_v2.flux("exec", *POOLY, "--", "sh", "-c", "kill -9 $$").returncode == 137
+
+
+def test_doctor_fails_by_exit_code_only_when_a_check_does(daemon):
+    checks = [{"name": "daemon", "verdict": "ok", "message": "fluxd answers.", "hint": None}]
+    daemon.says("GET /v1/doctor", {"checks": checks})
+    done = daemon.flux("doctor", "--json")
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(said(done))["checks"]}
+    assert verdicts == {"psql": "ok", "service": "skip", "daemon": "ok"}
+    checks[0] = {"name": "daemon", "verdict": "fail", "message": "No.", "hint": "Mend it."}
+    daemon.says("GET /v1/doctor", {"checks": checks})
+    assert "Mend it." in said(daemon.flux("doctor"), code=1)
+
+
+def test_audit(daemon):
+    found = {
+        "id": "1",
+        "at": "2030-06-01T12:34:56.789Z",
+        "event": "grant_minted",
+        "outcome": "ok",
+        "hash": "def5678",
+        "actor": "a@b",
+        "username": answers.ROLE,
+        "access": "readonly",
+    }
+    daemon.says("GET /v1/audit", {"events": [found]})
+    daemon.says("GET /v1/audit?hash=def5678", {"events": []})
+    text = said(daemon.flux("audit"))
+    assert "2030-06-01 12:34:56 UTC  grant_minted: ok  def5678\n    by a@b, role " + answers.ROLE in text
+    assert json.loads(said(daemon.flux("audit", *POOLY, "--json"))) == {"events": []}
