@@ -188,6 +188,14 @@ class StateUnreadable(FluxError):
     hint = "It was kept beside the new one; ports start afresh from 15432. `fluxctl doctor` names the directory."
 
 
+class StateUnwritable(FluxError):
+    """A disk that is full or read-only. No role is asked for that could not be written down first."""
+
+    code, status, exit_code = "state_unwritable", 500, LOCAL
+    summary = "fluxd cannot write its state."
+    hint = "Check the disk and the directory that the detail names; nothing was opened."
+
+
 # ----------------------------------------------------------- token and account
 
 
