@@ -12,13 +12,12 @@ import json
 import os
 import signal
 
-from fluxd.tunnels.dial import Destination, Dialling
-from fluxd.tunnels.forward import Forward, bind
-from fluxd.tunnels.ssh import Host
-
 import fluxd.__main__  # noqa: F401 - for its memory
 from fluxd.clock import Clock
 from fluxd.core.target import Target
+from fluxd.tunnels.dial import Destination, Dialling
+from fluxd.tunnels.forward import Forward, bind
+from fluxd.tunnels.ssh import Host
 
 
 def arguments():

@@ -87,6 +87,11 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "It was kept beside the new one; ports start afresh from 15432. `fluxctl doctor` names the directory.",
         5,
     ),
+    "state_unwritable": (
+        "fluxd cannot write its state.",
+        "Check the disk and the directory that the detail names; nothing was opened.",
+        12,
+    ),
     "not_authenticated": ("Not authenticated.", "Run `fluxctl login`, or set FLUX_API_TOKEN.", 3),
     "keyring_unavailable": (
         "The system keyring cannot be used.",

@@ -28,6 +28,9 @@ class TunnelSettings:
     """What every tunnel is opened with."""
 
     first_port: int = FIRST_PORT
+    # How long a client waits for an SSH host that is away, before it is told so.
+    client_waits_s: float = 30.0
+    ssh_connect_s: float = 15.0
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class TunnelList(TypedDict):
 class TunnelClosed(TypedDict):
     """`DELETE /v1/tunnels/{id}`: `revoked` False when the plane could not be asked yet, or cannot revoke."""
 
-    tunnel: Tunnel
+    tunnel: Tunnel | None
     revoked: bool
     notices: list[str]
 

@@ -255,9 +255,13 @@ class TunnelList(Answer, frozen=True):
 
 
 class TunnelClosed(Answer, frozen=True):
-    """`DELETE /v1/tunnels/{id}`: `revoked` False when the plane could not be asked yet, or cannot revoke."""
+    """
+    `DELETE /v1/tunnels/{id}`: `revoked` False when the plane could not be asked yet, or cannot revoke.
 
-    tunnel: Tunnel
+    `tunnel` is null where a project had no tunnel open, only bare grants.
+    """
+
+    tunnel: Tunnel | None
     revoked: bool
     notices: list[str]
 

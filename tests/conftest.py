@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.furniture.lab",
     "tests.furniture.daemon",
     "tests.furniture.systemd",
+    "tests.furniture.contract",
 ]

@@ -1,0 +1,251 @@
+"""
+One SSH handshake, from a destination to an authenticated connection or a problem with a name.
+
+asyncssh keeps the protocol, keys, the agent and the user's ``~/.ssh/config``. Here is what we want of it: ciphers in
+our order, strict host keys (`hostkeys`), a bound on everything, and one class of `core.errors` for each way it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncssh
+from asyncssh.config import ConfigParseError
+
+from fluxd.core.errors import (
+    FluxError,
+    SSHAuthFailed,
+    SSHBusy,
+    SSHConfigInvalid,
+    SSHHandshakeFailed,
+    SSHHostUnresolved,
+    SSHKeyUnusable,
+    SSHRefused,
+    SSHUnreachable,
+    TooManyOpenFiles,
+)
+from fluxd.core.target import Target
+
+from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
+
+# Hardware does AES; 1.6 to 1.8 times as fast here as OpenSSH's default. The rest of asyncssh's list follows.
+CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Which SSH host, as whom and trusting what: the key under which connections are shared."""
+
+    target: Target
+    identity_file: str | None = None
+    known_hosts: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialling:
+    """How to dial: bounds and keepalive, in seconds, and where the user's own ssh configuration is."""
+
+    connect_s: float = 15.0
+    # A dead link is noticed after (count + 1) intervals.
+    keepalive_interval_s: float = 4.0
+    keepalive_count: int = 2
+    config: str = "~/.ssh/config"
+
+
+async def dial(
+    destination: Destination,
+    how: Dialling,
+    *,
+    agent: str | None,
+    pinned: Sequence[str],
+    client: Callable[[], asyncssh.SSHClient] = asyncssh.SSHClient,
+) -> asyncssh.SSHClientConnection:
+    """
+    An authenticated connection to *destination*. Safe to cancel.
+
+    *agent* is the socket of an ssh-agent; None leaves it to the configuration and our own environment. *pinned* are the
+    plan's public keys.
+
+    Raises:
+        FluxError: why there is none.
+    """
+    host = destination.target.host
+    keys: HostKeys | None = None
+    try:
+        async with asyncio.timeout(how.connect_s):
+            keys, options = await asyncio.to_thread(_prepare, destination, how, agent, pinned, client)
+            return await asyncssh.connect(
+                host, destination.target.port, options=options, config=_config_files(how), connect_timeout=None
+            )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise _host_key_problem(keys, host, error) from error
+    except asyncssh.KeyExchangeFailed as error:
+        raise _no_agreement(keys, host, error) from error
+    except (OSError, asyncssh.Error, ValueError) as error:
+        raise problem_of(error, destination) from error
+
+
+def _prepare(
+    destination: Destination,
+    how: Dialling,
+    agent: str | None,
+    pinned: Sequence[str],
+    client: Callable[[], asyncssh.SSHClient],
+) -> tuple[HostKeys, asyncssh.SSHClientConnectionOptions]:
+    """Read what must be read from disk (keys, known_hosts, ssh_config): for a thread."""
+    target = destination.target
+    asked: dict[str, Any] = {"username": target.user, "config": _config_files(how)}
+    if agent is not None:
+        asked["agent_path"] = agent
+    if destination.identity_file is not None:
+        asked |= _identity(destination.identity_file)
+    plain = functools.partial(asyncssh.SSHClientConnectionOptions, host=target.host, port=target.port, **asked)
+    config = plain().config
+    keys = HostKeys(_known_hosts_files(destination, config), pinned)
+    options = plain(
+        client_factory=lambda: _watched(client(), keys),
+        known_hosts=keys.match,
+        keepalive_interval=how.keepalive_interval_s,
+        keepalive_count_max=how.keepalive_count,
+        encryption_algs=() if config.get("Ciphers") else CIPHERS,
+    )
+    return keys, options
+
+
+def _config_files(how: Dialling) -> list[str]:
+    path = Path(how.config).expanduser()
+    return [str(path)] if path.is_file() else []
+
+
+def _identity(path: str) -> dict[str, Any]:
+    # Only this key, so that a full agent doesn't use up the server's patience before it; an encrypted one may be in
+    # the agent, which is then asked for it alone.
+    named: dict[str, Any] = {"client_keys": [path], "ignore_encrypted": True}
+    if Path(f"{path}.pub").is_file():
+        named["agent_identities"] = [f"{path}.pub"]
+    return named
+
+
+def _known_hosts_files(destination: Destination, config: Any) -> list[str]:
+    """Never none: `UserKnownHostsFile none` would make asyncssh trust everybody."""
+    if destination.known_hosts is not None:
+        user: Sequence[str] = [destination.known_hosts]
+    else:
+        user = config.get("UserKnownHostsFile") or USER_FILES
+    return [*user, *(config.get("GlobalKnownHostsFile") or GLOBAL_FILES)]
+
+
+def _watched(client: asyncssh.SSHClient, keys: HostKeys) -> asyncssh.SSHClient:
+    """*client*, made to remember which key it was shown."""
+
+    def meet(_host: str, _addr: str, _port: int, key: asyncssh.SSHKey) -> bool:
+        return keys.meet(key)
+
+    client.validate_host_public_key = meet  # type: ignore[method-assign,assignment]
+    return client
+
+
+def _host_key_problem(keys: HostKeys | None, host: str, error: asyncssh.HostKeyNotVerifiable) -> FluxError:
+    if keys is None or f"for host {host}" not in error.reason:
+        # A jump host of the user's ssh_config: asyncssh has dialled it, by the user's own known_hosts.
+        return SSHHandshakeFailed("A jump host's key is not trusted.", detail=error.reason)
+    return keys.verdict(host, error.reason)
+
+
+def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeFailed) -> FluxError:
+    changed = keys.no_common_key(host, error.reason) if keys is not None and "host key" in error.reason else None
+    return changed or SSHHandshakeFailed(
+        f"{host} and we agree on no cipher or key exchange.",
+        detail=error.reason,
+        hint="Its operator may need to update OpenSSH, or your ssh_config's Ciphers and KexAlgorithms are too narrow.",
+    )
+
+
+# ------------------------------------------------------------- errors by name
+
+
+def problem_of(error: Exception, destination: Destination) -> FluxError:
+    """The one class of ours for a failure of asyncssh or of the socket below it."""
+    shown = str(destination)
+    for kinds, make in _PROBLEMS:
+        if isinstance(error, kinds):
+            return make(error, shown)
+    return SSHHandshakeFailed(f"The handshake with {shown} failed.", detail=_words(error))
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "reason", None) or str(error) or type(error).__name__
+
+
+def _auth_failed(error: Exception, shown: str) -> FluxError:
+    return SSHAuthFailed(f"{shown} refused every key that was offered.", detail=_words(error))
+
+
+def _unusable_key(error: Exception, _shown: str) -> FluxError:
+    return SSHKeyUnusable(detail=_words(error))
+
+
+def _bad_config(error: Exception, _shown: str) -> FluxError:
+    return SSHConfigInvalid(detail=_words(error))
+
+
+def _unresolved(error: Exception, shown: str) -> FluxError:
+    return SSHHostUnresolved(f"The name in {shown} has no address.", detail=_words(error))
+
+
+def _hung_up(error: Exception, shown: str) -> FluxError:
+    return SSHHandshakeFailed(f"{shown} hung up during the handshake.", detail=_words(error))
+
+
+def _timed_out(_error: Exception, shown: str) -> FluxError:
+    return SSHUnreachable(f"{shown} did not answer in time.")
+
+
+def _disconnected(error: Exception, shown: str) -> FluxError:
+    words = _words(error)
+    if "authentication" in words.lower():
+        return SSHAuthFailed(
+            f"{shown} ended the attempt.",
+            detail=words,
+            hint="Your agent may hold too many keys: name one (FLUX_DB_TUNNEL_IDENTITY_FILE), or set IdentitiesOnly.",
+        )
+    if getattr(error, "code", None) == asyncssh.DISC_TOO_MANY_CONNECTIONS:
+        return SSHBusy(detail=words)
+    return _hung_up(error, shown)
+
+
+def _socket_failed(error: Exception, shown: str) -> FluxError:
+    # asyncio joins the errors of several addresses into one without an errno.
+    number = getattr(error, "errno", None)
+    text = str(error)
+    if number == errno.ECONNREFUSED or (number is None and f"Errno {errno.ECONNREFUSED}" in text):
+        return SSHRefused(f"{shown} refuses connections on that port.")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles()
+    return SSHUnreachable(f"{shown} cannot be reached.", detail=text)
+
+
+_Kinds = type[Exception] | tuple[type[Exception], ...]
+
+# In this order; the first that matches decides.
+_PROBLEMS: Final[tuple[tuple[_Kinds, Callable[[Exception, str], FluxError]], ...]] = (
+    (asyncssh.PermissionDenied, _auth_failed),
+    ((asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError), _hung_up),
+    (asyncssh.DisconnectError, _disconnected),
+    ((asyncssh.KeyImportError, asyncssh.KeyEncryptionError, FileNotFoundError, PermissionError), _unusable_key),
+    (ConfigParseError, _bad_config),
+    (socket.gaierror, _unresolved),
+    (TimeoutError, _timed_out),
+    (OSError, _socket_failed),
+    (ValueError, _bad_config),
+)

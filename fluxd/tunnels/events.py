@@ -1,0 +1,104 @@
+"""
+What happens, told to whoever listens: a bounded queue for each reader.
+
+A reader that falls behind loses its backlog and is given a fresh snapshot instead, so that it is never wrong for long
+and never costs more than `BACKLOG` events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from fluxd import wire
+from fluxd.clock import Clock
+from fluxd.core.errors import FluxError
+
+BACKLOG: Final = 1000
+
+Snapshot = Callable[[], list[wire.Tunnel]]
+
+
+class Events:
+    """The stream that every reader gets a part of."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seq = 0
+        self._readers: set[Reader] = set()
+
+    def emit(
+        self,
+        name: str,
+        *,
+        tunnel: Callable[[], wire.Tunnel] | None = None,
+        host: Callable[[], wire.HostStatus] | None = None,
+        problem: FluxError | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Tell every reader whom it concerns. *tunnel* and *host* are asked only if there is one."""
+        self._seq += 1
+        if not self._readers:
+            return
+        event = wire.Event(
+            seq=self._seq,
+            at=self._clock.wall(),
+            name=name,
+            tunnel=tunnel() if tunnel else None,
+            host=host() if host else None,
+            problem=wire.problem_of(problem) if problem else None,
+            message=message,
+        )
+        for reader in self._readers:
+            reader.offer(event)
+
+    @contextmanager
+    def reader(self, snapshot: Snapshot, *, only: str | None = None) -> Iterator[AsyncIterator[wire.Event]]:
+        """Events from now on, after a snapshot; of the tunnel *only* if one is named."""
+        reader = Reader(self, snapshot, only)
+        self._readers.add(reader)
+        try:
+            yield reader.events()
+        finally:
+            self._readers.discard(reader)
+
+    def snapshot(self, tunnels: list[wire.Tunnel]) -> wire.Event:
+        """How things stand, for one reader alone."""
+        return wire.Event(seq=self._seq, at=self._clock.wall(), name="snapshot", tunnels=tunnels)
+
+
+class Reader:
+    """One stream's queue."""
+
+    def __init__(self, events: Events, snapshot: Snapshot, only: str | None) -> None:
+        self._events = events
+        self._snapshot = snapshot
+        self._only = only
+        self._waiting: deque[wire.Event] = deque()
+        self._behind = True  # the first thing it is told is how things stand
+        self._news = asyncio.Event()
+
+    def offer(self, event: wire.Event) -> None:
+        if self._only is not None and event.tunnel is not None and event.tunnel.id != self._only:
+            return
+        if len(self._waiting) >= BACKLOG:
+            self._waiting.clear()
+            self._behind = True
+        self._waiting.append(event)
+        self._news.set()
+
+    async def events(self) -> AsyncIterator[wire.Event]:
+        """Without end."""
+        while True:
+            if self._behind:
+                self._behind = False
+                self._waiting.clear()
+                shown = [one for one in self._snapshot() if self._only in (None, one.id)]
+                yield self._events.snapshot(shown)
+            while self._waiting:
+                yield self._waiting.popleft()
+            self._news.clear()
+            await self._news.wait()

@@ -1,0 +1,558 @@
+"""
+One tunnel's life: performs the commands of `core.lifecycle` and feeds it the events.
+
+A command that takes time is a step; there is one at a time, and a new one cancels the old: a close during the opening
+ends the opening. Nothing here decides what comes next; the table does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from fluxd import wire
+from fluxd.clock import Clock
+from fluxd.core.errors import FluxError, SSHLost, UpstreamLoginFailed, UpstreamWrongServer
+from fluxd.core.lifecycle import Command, Event, Lifecycle, Phase
+from fluxd.core.login import Unproven
+from fluxd.core.resolver import Upstream, locate
+from fluxd.journal import GrantRecord, Journal, Key
+from fluxd.plane import Caller
+from fluxplane import wire as plane_wire
+
+from .events import Events
+from .forward import Forward, Happening
+from .grants import Grants, Minted, Terms
+from .probe import prove_login, prove_postgres
+from .ssh import ChannelTransport, Host, unreachable
+
+log = logging.getLogger(__name__)
+
+# After the lease: this long Postgres has to tell its clients itself.
+GRACE_S: Final = 1.0
+# A container's address is another tenant's as soon as docker gives it away.
+ADDRESS_FRESH_S: Final = 10.0
+HOLD_TAKEN_WITHIN_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What every tunnel shares."""
+
+    grants: Grants
+    journal: Journal
+    events: Events
+    clock: Clock
+    client_waits_s: float
+
+
+@dataclass(slots=True)
+class Hold:
+    """Somebody's wish that the tunnel stay. `until`: it must be taken up by then; None: it is."""
+
+    grant_id: str | None
+    until: float | None
+
+
+@dataclass(slots=True)
+class Wish:
+    """What a grant is asked for with, by whom."""
+
+    caller: Caller
+    ttl_s: int | None = None
+    reason: str | None = None
+    hold: str | None = None
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of a tunnel before anything is opened."""
+
+    id: str
+    key: Key
+    plan: plane_wire.AccessPlan
+    raw_plan: dict[str, Any]
+    local_host: str
+    opened_at: datetime
+    # The docker network to take an address from when a container is on several.
+    prefer_network: str | None = None
+    # Somebody opened it without holding it.
+    kept: bool = False
+    renew: bool = False
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def pooled(self) -> plane_wire.PooledPlan | None:
+        return self.plan if isinstance(self.plan, plane_wire.PooledPlan) else None
+
+    @property
+    def username(self) -> str | None:
+        return None if isinstance(self.plan, plane_wire.PooledPlan) else self.plan.database.username
+
+
+class Tunnel:
+    """
+    A forward and, for v2, its grants.
+
+    `feed` it what happens. `settled` is done when it is up or will never be; `finished` is set when nothing is left.
+    """
+
+    def __init__(self, facts: Facts, host: Host, house: House) -> None:
+        self.facts = facts
+        self.host = host
+        self.holds: dict[str, Hold] = {}
+        self.upstream: Upstream | None = None
+        self.problem: FluxError | None = None
+        self.life = Lifecycle()
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished = asyncio.Event()
+        self.forward: Forward | None = None
+        # What the opening itself minted, for the one who opened.
+        self.first: Minted | None = None
+        self._house = house
+        self._bind: Callable[[], Awaitable[Forward]] | None = None
+        self._wish: Wish | None = None
+        self._asked: GrantRecord | None = None
+        self._step: asyncio.Task[None] | None = None
+        self._steps: set[asyncio.Task[None]] = set()
+        self._locating = asyncio.Lock()
+        self._located_at = 0.0
+        self._located_over = 0
+        self._warned: dict[str, set[float]] = {}
+        # No listener outlives the grant that ended last, even if that one was revoked early.
+        self._ends_at: float | None = None
+
+    # --------------------------------------------------------- what happens to it
+
+    def open(self, wish: Wish, bind: Callable[[], Awaitable[Forward]]) -> None:
+        """Begin; `settled` tells how it ended, `problem` why it failed."""
+        self._wish, self._bind = wish, bind
+        self._emit("opening")
+        self.feed(Event.OPEN_ASKED)
+
+    def restore(self, bind: Callable[[], Awaitable[Forward]]) -> None:
+        """Listen again as before the daemon ended; the host is dialled by the first client."""
+        self._bind = bind
+        self.feed(Event.RESTORE_ASKED)
+
+    def close(self) -> None:
+        self.feed(Event.CLOSE_ASKED)
+
+    def host_lost(self) -> None:
+        self.feed(Event.HOST_LOST)
+
+    def feed(self, event: Event) -> None:
+        """Take note of what happened and begin what the table commands."""
+        before = self.life.phase
+        self.life, commands = self.life.on(event)
+        if self.life.phase is not before:
+            self._moved(event)
+        for command in commands:
+            self._perform(command)
+
+    def _moved(self, event: Event) -> None:
+        phase = self.life.phase
+        if phase is Phase.UP:
+            self._emit("reconnected" if event is Event.HOST_REGAINED else "up")
+        elif phase is Phase.RECONNECTING:
+            self._emit("reconnecting", self.host.last_problem)
+        elif phase is Phase.CLOSING:
+            if event is Event.LEASE_ENDED:
+                self._emit("lease_over")
+            self._emit("closing", self.problem)
+        if phase in (Phase.UP, Phase.CLOSING) and not self.settled.done():
+            self.settled.set_result(None)
+
+    # ------------------------------------------------------------------ commands
+
+    def _perform(self, command: Command) -> None:
+        at_once = {
+            Command.STOP_LISTENING: self._stop_listening,
+            Command.REVOKE_GRANTS: self._revoke_grants,
+        }.get(command)
+        if at_once is not None:
+            at_once()
+            return
+        step = {
+            Command.BIND_PORT: self._bind_port,
+            Command.REACH_HOST: self._reach_host,
+            Command.LOCATE_UPSTREAM: self._locate_upstream,
+            Command.PROVE_UPSTREAM: self._prove_upstream,
+            Command.JOURNAL_GRANT: self._journal_grant,
+            Command.ASK_GRANT: self._ask_grant,
+            Command.PROVE_LOGIN: self._prove_first_login,
+            Command.SERVE: self._serve,
+            Command.REDIAL: self._redial,
+            Command.AWAIT_GRACE: self._await_grace,
+            Command.CLOSE_RELAYS: self._close_relays,
+        }[command]
+        if self._step is not None:
+            self._step.cancel()
+        self._step = asyncio.create_task(self._take(step))
+        self._steps.add(self._step)
+        self._step.add_done_callback(self._steps.discard)
+
+    async def _take(self, step: Callable[[], Awaitable[Event | None]]) -> None:
+        try:
+            event = await step()
+        except FluxError as problem:
+            self.problem = problem
+            event = Event.STEP_FAILED
+        except Exception as error:
+            log.exception("tunnel %s: a step failed in a way that nobody expected", self.facts.id)
+            self.problem = FluxError(detail=type(error).__name__)
+            event = Event.STEP_FAILED
+        self._step = None
+        if event is not None:
+            self.feed(event)
+
+    async def _bind_port(self) -> Event:
+        assert self._bind is not None
+        self.forward = await self._bind()
+        return Event.PORT_BOUND
+
+    async def _reach_host(self) -> Event:
+        await self.host.reach()
+        return Event.HOST_REACHED
+
+    async def _locate_upstream(self) -> Event:
+        await self._locate()
+        return Event.UPSTREAM_LOCATED
+
+    async def _prove_upstream(self) -> Event:
+        await prove_postgres(self._open_stream)
+        return Event.UPSTREAM_PROVEN
+
+    async def _journal_grant(self) -> Event:
+        if self.facts.pooled is None:
+            return Event.NO_GRANT_NEEDED
+        self._asked = await self._house.grants.write_down(self._terms())
+        return Event.GRANT_JOURNALED
+
+    async def _ask_grant(self) -> Event:
+        assert self._asked is not None
+        self.first = await self._house.grants.ask(self._asked, self._terms())
+        return Event.GRANT_ANSWERED
+
+    async def _prove_first_login(self) -> Event:
+        assert self.first is not None
+        await self._log_in(self.first)
+        self._minted(self.first)
+        return Event.LOGIN_PROVEN
+
+    async def _serve(self) -> None:
+        assert self.forward is not None
+        await self.forward.start()
+
+    async def _redial(self) -> Event:
+        await self.host.wait_up()
+        return Event.HOST_REGAINED
+
+    def _stop_listening(self) -> None:
+        if self.forward is not None:
+            self.forward.stop_listening()
+
+    def _revoke_grants(self) -> None:
+        for record in self._house.grants.of(self.facts.id):
+            self._house.grants.end(record.grant_id)
+
+    async def _await_grace(self) -> Event:
+        if self.forward is not None and self.facts.pooled is not None:
+            try:
+                async with asyncio.timeout(GRACE_S):
+                    await self.forward.relays_gone()
+            except TimeoutError:
+                pass
+        return Event.GRACE_ELAPSED
+
+    async def _close_relays(self) -> None:
+        if self.forward is not None:
+            await self.forward.close_relays()
+        self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
+        if not self.settled.done():
+            self.settled.set_result(None)
+        self.finished.set()
+
+    async def aclose(self) -> None:
+        """Await what is still under way; for a tunnel that is over."""
+        while self._steps:
+            await asyncio.wait(self._steps)
+
+    # ------------------------------------------------------------------ upstream
+
+    async def _locate(self) -> Upstream:
+        database = self.facts.plan.database
+        network = self.facts.prefer_network
+        if network is None and isinstance(database, plane_wire.DedicatedDatabase):
+            network = database.docker_network_name
+        over = self.host.generation
+        questions = locate(
+            database.internal_host,
+            database.internal_port,
+            container=database.container_name,
+            prefer_network=network,
+        )
+        question = next(questions)
+        while True:
+            answer = await self.host.ask(question)
+            try:
+                question = questions.send(answer)
+            except StopIteration as found:
+                self.upstream = found.value
+                self._located_at, self._located_over = self._house.clock.now(), over
+                return self.upstream
+
+    async def _fresh_upstream(self) -> Upstream:
+        """Upstream as it may be believed now; asked for again where that is too long ago."""
+        async with self._locating:
+            if self.upstream is None or self._located_over != self.host.generation or self._address_is_old():
+                return await self._locate()
+            return self.upstream
+
+    def _address_is_old(self) -> bool:
+        old = self._house.clock.now() - self._located_at > ADDRESS_FRESH_S
+        return old and self.upstream is not None and self.upstream.method == "docker_inspect"
+
+    async def _open_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        upstream = await self._fresh_upstream()
+        return await self.host.open_stream(upstream.connect_to, upstream.port)
+
+    async def open_channel(self, protocol: Callable[[], asyncio.Protocol]) -> ChannelTransport:
+        """
+        A channel for a client, who waits a while if the host is away just now.
+
+        Raises:
+            FluxError: why there is none.
+        """
+        try:
+            async with asyncio.timeout(self._house.client_waits_s):
+                return await self._channel(protocol)
+        except TimeoutError as error:
+            raise unreachable(self.host, self._house.client_waits_s) from error
+
+    async def _channel(self, protocol: Callable[[], asyncio.Protocol]) -> ChannelTransport:
+        while True:
+            await self.host.wait_up()
+            try:
+                upstream = await self._fresh_upstream()
+                return await self.host.open_channel(protocol, upstream.connect_to, upstream.port)
+            except SSHLost:
+                # It went while we asked; the client has done nothing wrong and waits on.
+                await asyncio.sleep(0.05)
+
+    def observe(self, happening: Happening, problem: FluxError | None) -> None:
+        """What its forward tells."""
+        self._emit(happening, problem)
+
+    # -------------------------------------------------------------------- grants
+
+    def _terms(self, wish: Wish | None = None) -> Terms:
+        wish = wish or self._wish
+        assert wish is not None
+        return Terms(
+            caller=wish.caller,
+            key=self.facts.key,
+            project=self.facts.plan.project_name,
+            extensions=self.facts.plan.extensions,
+            ttl_s=wish.ttl_s,
+            reason=wish.reason,
+            tunnel=self.facts.id,
+            hold=wish.hold,
+        )
+
+    async def mint(self, wish: Wish) -> Minted:
+        """
+        One more role on the open forward, proven by a login.
+
+        Raises:
+            FluxError: there is none; whatever was made is being ended.
+        """
+        terms = self._terms(wish)
+        grants = self._house.grants
+        record = await grants.write_down(terms)
+        minted = await grants.ask(record, terms)
+        try:
+            async with asyncio.timeout(self._house.client_waits_s):
+                await self.host.wait_up()
+                await self._log_in(minted)
+        except TimeoutError as error:
+            grants.end(record.grant_id)
+            raise unreachable(self.host, self._house.client_waits_s) from error
+        except BaseException:
+            grants.end(record.grant_id)
+            raise
+        if not self.life.listening:
+            grants.end(record.grant_id)
+            raise self.problem or SSHLost("The tunnel closed meanwhile.")
+        self._minted(minted)
+        return minted
+
+    async def _log_in(self, minted: Minted) -> None:
+        """Prove the role, and by its verifier that this is the project's own Postgres."""
+        username = minted.record.username
+        assert username is not None
+        try:
+            await prove_login(self._open_stream, username, minted.password)
+        except Unproven as unproven:
+            self._say_once(f"This Postgres cannot be proven to be the project's own: {unproven}.")
+        except UpstreamWrongServer:
+            raise
+        except UpstreamLoginFailed as problem:
+            raise UpstreamLoginFailed(detail=problem.detail) from problem
+
+    def _minted(self, minted: Minted) -> None:
+        self._note_end(minted.record)
+        for notice in minted.notices:
+            self._say_once(notice)
+        self._emit("lease_granted")
+
+    def _note_end(self, record: GrantRecord) -> None:
+        if record.lease is not None:
+            self._ends_at = max(self._ends_at or 0.0, record.lease.ends_at)
+
+    def live(self) -> list[GrantRecord]:
+        """Its live grants; the last one's lease is the tunnel's."""
+        return self._house.grants.live(self.facts.id)
+
+    async def renew(self, caller: Caller, ttl_s: int | None) -> None:
+        """
+        A later end for every live grant.
+
+        Raises:
+            FluxError: the first that could not be renewed; others may have been.
+        """
+        for record in self.live():
+            await self._house.grants.renew(record, caller, ttl_s)
+            self._warned.pop(record.grant_id, None)
+            self._note_end(record)
+        self._emit("lease_renewed")
+
+    # ---------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> float:
+        """What is due at *now*; answers when to come again."""
+        self._drop_untaken_holds(now)
+        due = [hold.until for hold in self.holds.values() if hold.until is not None]
+        due += [self._tick_grant(record, now) for record in self.live()]
+        if self._ends_at is not None and not self.life.over:
+            if now >= self._ends_at:
+                self.feed(Event.LEASE_ENDED)
+            due.append(self._ends_at)
+        return min((at for at in due if at > now), default=now + 1.0)
+
+    def _tick_grant(self, record: GrantRecord, now: float) -> float:
+        assert record.lease is not None
+        if now >= record.lease.ends_at:
+            if self._ends_at is None or record.lease.ends_at < self._ends_at:
+                self._house.grants.end(record.grant_id)
+            return record.lease.ends_at
+        given = self._warned.setdefault(record.grant_id, set())
+        warning = record.lease.due_warning(now, given)
+        if warning is not None:
+            given.add(warning)
+            left = record.lease.remaining(now)
+            self._emit("lease_expiring", message=f"{record.username} ends in {left:.0f} s.")
+        return record.lease.next_wake(now)
+
+    # --------------------------------------------------------------------- holds
+
+    def hold(self, name: str, grant_id: str | None) -> None:
+        """Somebody holds it, if they take it up within `HOLD_TAKEN_WITHIN_S`."""
+        self.holds[name] = Hold(grant_id, self._house.clock.now() + HOLD_TAKEN_WITHIN_S)
+
+    def take_up(self, name: str) -> None:
+        self.holds[name].until = None
+
+    def let_go(self, name: str) -> None:
+        """A hold's end: its grant ends; without any hold left, and nobody who keeps it, so does the tunnel."""
+        hold = self.holds.pop(name, None)
+        if hold is None:
+            return
+        if hold.grant_id is not None:
+            self._house.grants.end(hold.grant_id)
+        if not self.holds and not self.facts.kept:
+            self.close()
+
+    def _drop_untaken_holds(self, now: float) -> None:
+        for name, hold in list(self.holds.items()):
+            if hold.until is not None and now >= hold.until:
+                self.let_go(name)
+
+    # ------------------------------------------------------------------- telling
+
+    def _say_once(self, notice: str) -> None:
+        if notice not in self.facts.notices:
+            self.facts.notices.append(notice)
+
+    def _emit(self, name: str, problem: FluxError | None = None, message: str | None = None) -> None:
+        self._house.events.emit(name, tunnel=self.shown, problem=problem, message=message)
+
+    def shown(self) -> wire.Tunnel:
+        """It, as it stands on the wire."""
+        facts, pooled = self.facts, self.facts.pooled
+        live = self.live()
+        latest = live[-1] if live else None
+        return wire.Tunnel(
+            id=facts.id,
+            project=facts.plan.project_name,
+            hash=facts.key.hash,
+            mode="v2_shared" if pooled else "v1_dedicated",
+            access=facts.key.access,
+            state=self.life.shown,
+            host=facts.local_host,
+            port=self.port,
+            lease=self._shown_lease(latest),
+            database=facts.plan.database.database_name,
+            username=latest.username if latest else facts.username,
+            tenant_schema=pooled.tenant_schema if pooled else None,
+            search_path=pooled.database.search_path if pooled else [],
+            rls_tables=(latest.rls_tables if latest else None) or facts.plan.rls_tables,
+            api_base=facts.key.api_base,
+            account=facts.key.account,
+            ssh=str(self.host.destination),
+            upstream=str(self.upstream) if self.upstream else None,
+            resolution_method=self.upstream.method if self.upstream else None,
+            opened_at=facts.opened_at,
+            holds=len(self.holds),
+            kept=facts.kept,
+            grants=len(live),
+            traffic=self._shown_traffic(),
+            notices=list(facts.notices),
+            problem=wire.problem_of(self.problem) if self.problem else None,
+        )
+
+    @property
+    def port(self) -> int:
+        return self.forward.port if self.forward is not None else 0
+
+    def _shown_lease(self, record: GrantRecord | None) -> wire.Lease | None:
+        if record is None or record.lease is None:
+            return None
+        now = self._house.clock.now()
+        return wire.Lease(
+            expires_at=record.lease.expires_at,
+            remaining_s=record.lease.remaining(now),
+            state=record.lease.state(now),
+            renewable=record.revocable and record.lease.limit_at > record.lease.ends_at + 1,
+        )
+
+    def _shown_traffic(self) -> wire.Traffic:
+        forward = self.forward
+        if forward is None:
+            return wire.Traffic(relays=0, relays_total=0, bytes_up=0, bytes_down=0)
+        return wire.Traffic(
+            relays=forward.relays,
+            relays_total=forward.relays_total,
+            bytes_up=forward.bytes_up,
+            bytes_down=forward.bytes_down,
+        )
+
+
+def new_id() -> str:
+    """Short and typeable; the supervisor sees to it that no two are alike."""
+    return f"t-{secrets.token_hex(2)}"
