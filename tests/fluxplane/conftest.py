@@ -1,10 +1,11 @@
 """The plane's own furniture: a catalogue and a prepared pool per server, a plane that serves, people to ask it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -139,7 +140,45 @@ def roles_in(server: Server, pattern: str = "flux_temp_%") -> set[str]:
         return {row[0] for row in link.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE %s", [pattern])}
 
 
-@pytest.fixture
-def admin(each_postgres: Server) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(each_postgres.url().reveal(), autocommit=True) as link:
-        yield link
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A server with a prepared pool and a catalogue; `foundry` and `neighbour` each have tables and rows."""
+
+    server: Server
+    settings: Settings
+    token: Secret
+    foundry: str
+    neighbour: str
+
+    def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        return psycopg.connect(self.server.url(database).reveal(), autocommit=True)
+
+    def serving(self, **changes: Any) -> contextlib.AbstractAsyncContextManager[Caller]:
+        return serving(dataclasses.replace(self.settings, **changes), self.token)
+
+
+FOUNDRY = "5774112"
+NEIGHBOUR = "0a1b2c3"
+
+
+def new_world(server: Server, *, prepared: bool = True, **changes: Any) -> World:
+    async def furnished() -> tuple[Settings, Secret, str, str]:
+        settings = settings_for(server, **changes)
+        token = await furnish(settings, prepared=prepared)
+        return settings, token, await schema_of(settings, FOUNDRY), await schema_of(settings, NEIGHBOUR)
+
+    settings, token, foundry, neighbour = asyncio.run(furnished())
+    fill(server, foundry, "anvil", "bellows")
+    fill(server, neighbour, "their secret")
+    return World(server, settings, token, foundry, neighbour)
+
+
+@pytest.fixture(scope="session")
+def world(each_postgres: Server) -> World:
+    """On every supported major version; tests leave it as they found it."""
+    return new_world(each_postgres)
+
+
+@pytest.fixture(scope="session")
+def world18(pool18: Server) -> World:
+    return new_world(pool18)
