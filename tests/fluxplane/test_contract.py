@@ -137,9 +137,12 @@ async def test_v2_plan_is_the_contracts_byte_for_byte(ada: Caller, world18: Worl
         ("localPort=-5", {}),
         ("localPort=99999", {}),
         ("sshPort=NaN", {}),
-        ("sshHost=bastion.example&sshUser=dev&sshPort=2222", {"sshHost": "bastion.example", "sshUser": "dev", "sshPort": 2222}),
+        (
+            "sshHost=bastion.example&sshUser=dev&sshPort=2222",
+            {"sshHost": "bastion.example", "sshUser": "dev", "sshPort": 2222},
+        ),
     ],
-)  # fmt: skip
+)
 async def test_the_query_only_overrides_what_is_echoed(ada: Caller, query: str, expected: dict):
     plan = await ada.get(f"{PLAN}?{query}")
     assert (

@@ -130,7 +130,8 @@ def leftovers(world: World) -> dict[str, set[Any]]:
             for what, query in {
                 "large objects": "SELECT oid FROM pg_largeobject_metadata",
                 "prepared": "SELECT gid FROM pg_prepared_xacts",
-                "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype::text, defaclacl::text FROM pg_default_acl",
+                "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype::text, defaclacl::text"
+                " FROM pg_default_acl",
                 "settings": "SELECT setrole::regrole::text, setconfig::text FROM pg_db_role_setting WHERE setrole <> 0",
                 "roles": "SELECT rolname FROM pg_roles",
                 "memberships": "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members",
@@ -147,7 +148,7 @@ async def test_a_role_ends_whatever_it_did(open_world: World, deed):
             deed(session)
             answer = await revoke(ada, credential)
             assert (answer.status, answer.body["state"]) == (200, "ended")
-            with pytest.raises(psycopg.OperationalError, match="57P01|terminating connection"):
+            with pytest.raises(psycopg.OperationalError, match="terminating connection"):
                 session.execute("SELECT 1")
         assert leftovers(open_world) == before
 

@@ -88,7 +88,7 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path):
 def test_host_keys_are_read_without_names_and_comments(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text(
-        "# the bastion\nssh-ed25519 AAAAone root@box\n[box]:2222 ecdsa-sha2-nistp256 AAAAtwo\n\n@revoked x\n#ssh-rsa AAAA\n"
+        "# the bastion\nssh-ed25519 AAAAone root@box\n[box]:2222 ecdsa-sha2-nistp256 AAAAtwo\n\n@odd x\n#ssh-rsa AAAA\n"
     )
     keys = read(FLUX_DB_TUNNEL_SSH_HOST_KEYS=str(file)).host_keys
     assert keys == ("ssh-ed25519 AAAAone", "ecdsa-sha2-nistp256 AAAAtwo")
