@@ -48,7 +48,7 @@ def main() -> int:
         with running_lab(home) as lab, running_daemon(home):
             demonstrate(daemon_environment(home) | exported(lab / "env"))
     except (DemoFailed, KeyboardInterrupt, subprocess.SubprocessError) as failed:
-        print(f"\nThe demo failed: {failed or type(failed).__name__}", file=sys.stderr)
+        print(f"\nThe demo failed: {str(failed) or 'interrupted'}", file=sys.stderr)
         return 1
     finally:
         shutil.rmtree(home)
@@ -63,7 +63,9 @@ def _interrupted(*_: object) -> None:
 def demonstrate(env: Mapping[str, str]) -> None:
     say("v1 dedicated: a tunnel to the project's own Postgres. The password is revealed by a command of its own.")
     with tunnel("yeastcoast", "ffca33f", env) as block:
-        password = run("flux db password yeastcoast --hash ffca33f", env, shown="(shown only here: ********)")
+        password = run(
+            "flux db password yeastcoast --hash ffca33f", env, shown="(the password, which this demo keeps to itself)"
+        )
         psql(block | {"Password": password.strip()}, YEASTCOAST_QUESTION, env)
     say("v2 pooled: the tunnel comes with a temporary role that can read this project's schema and nothing else.")
     with tunnel("foundry", "5774112", env) as block:
@@ -93,6 +95,7 @@ def running_lab(home: Path) -> Iterator[Path]:
 def running_daemon(home: Path) -> Iterator[None]:
     """A fluxd of the demo's own: yours, if one runs, is not touched."""
     env = daemon_environment(home)
+    Path(env["FLUXD_SOCKET"]).parent.mkdir(mode=0o700)
     say("$ fluxd &")
     with background(home / "fluxd.log", [BIN / "fluxd"], env) as daemon:
         wait_for(daemon, Path(env["FLUXD_SOCKET"]).exists, "fluxd")
@@ -170,7 +173,7 @@ def background(log: Path, command: list[Path | str], env: Mapping[str, str]) -> 
         try:
             yield process
         except DemoFailed:
-            print(log.read_text(errors="replace"), file=sys.stderr)
+            print(f"\n{log.name}:\n{log.read_text(errors='replace')}", file=sys.stderr)
             raise
 
 
@@ -226,10 +229,10 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 def daemon_environment(home: Path) -> dict[str, str]:
     return clean_environment(home) | {
-        "FLUXD_SOCKET": str(home / "fluxd.sock"),
-        "FLUXD_STATE_DIR": str(home / "state"),
-        "FLUXD_CONFIG_DIR": str(home / "config"),
-        "FLUXD_LOG_DIR": str(home / "log"),
+        "FLUXD_SOCKET": str(home / "fluxd/fluxd.sock"),
+        "FLUXD_STATE_DIR": str(home / "fluxd/state"),
+        "FLUXD_CONFIG_DIR": str(home / "fluxd/config"),
+        "FLUXD_LOG_DIR": str(home / "fluxd/log"),
     }
 
 

@@ -2,7 +2,8 @@
 A whole `fluxplane lab`, run by the installed command, one of each kind for the session.
 
 `lab` is the one with the embedded SSH host, `openssh_lab` the one with a real sshd, `each_lab` both in turn. After a
-test that took one of them, no temporary role that began in it is left in the pool.
+test that took one of them, no temporary role that began in it is left in the pool: a test names its lab before its
+`daemon`, so that the daemon ends first.
 """
 
 import contextlib
