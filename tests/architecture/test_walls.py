@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,8 @@ def test_the_import_rules_hold():
 def test_the_import_rules_notice_a_breach(tmp_path: Path):
     """The rules are not vacuous: a client that reaches into the daemon breaks them."""
     for name in ("fluxctl", "fluxd", "fluxplane"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "fluxctl").unlink()
-    (tmp_path / "fluxctl").mkdir()
-    (tmp_path / "fluxctl" / "__init__.py").write_text("from fluxd import wire\n")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fluxctl" / "gui.py").write_text("from fluxd import wire\n")
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", ROOT / ".importlinter"],
         capture_output=True,
@@ -58,7 +57,7 @@ def test_the_import_rules_notice_a_breach(tmp_path: Path):
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode != 0
-    assert "fluxctl is not allowed to import fluxd" in done.stdout
+    assert "fluxctl.gui -> fluxd.wire" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["fluxctl.client", "fluxctl.__main__"])

@@ -476,7 +476,7 @@ def test_it_serves_the_socket_that_systemd_made_and_tells_when_it_is_ready(daemo
         manager.settimeout(20)
         passed = [f"-E{name}={value}" for name, value in own.environment.items()]
         passed.append(f"-ENOTIFY_SOCKET={daemon_home / 'notify'}")
-        call = ["systemd-socket-activate", "-l", str(own.socket), *passed, command("fluxd")]
+        call = ["systemd-socket-activate", "-l", str(own.socket), "--fdname=api", *passed, command("fluxd")]
         process = subprocess.Popen(call, stderr=subprocess.DEVNULL)
         try:
             wait_until(own.answers, "systemd's socket")
