@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -86,7 +85,7 @@ async def _list(call: Call) -> web.StreamResponse:
         wire.BackupList(
             backups=[call.backups.shown(one) for one in found],
             backup_volume_absolute_root=str(call.backups.files.root),
-            reconciled_at=instant(dt.datetime.now(dt.UTC)),
+            reconciled_at=instant(await call.backups.now()),
             platform_minimum_backup_freshness=await call.backups.freshness(found),
         )
     )
@@ -218,7 +217,7 @@ async def _dump(call: Call) -> web.StreamResponse:
 
 async def _stream(call: Call, project: Project, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
     """The first chunk decides between an error and a stream; a failure after it tears the connection."""
-    moment = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    moment = (await call.backups.now()).strftime("%Y%m%dT%H%M%SZ")
     headers = HEADERS | {
         "Content-Type": "application/sql",
         "Content-Disposition": f'attachment; filename="{project.slug}-{moment}.sql"',

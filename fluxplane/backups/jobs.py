@@ -107,15 +107,18 @@ class Backups:
         present = self.files.stamp(backup) is not None
         return backup.on_the_wire(str(self.files.root), present=present)
 
+    async def now(self) -> dt.datetime:
+        return await store.now(self._store)
+
     async def freshness(self, backups: list[Backup]) -> dict[str, Any]:
-        return freshness.freshness([one.kept() for one in backups], self.policy, await store.now(self._store))
+        return freshness.freshness([one.kept() for one in backups], self.policy, await self.now())
 
     async def judge(self, project: Project, *, acknowledged: bool, skip_backup_check: bool) -> gate.Verdict:
         """May this project's database be overwritten now?"""
         return gate.judge(
             pooled=project.mode != V1,
             backups=_as_json([self.shown(one) for one in await self.of(project)]),
-            now=await store.now(self._store),
+            now=await self.now(),
             max_age_s=self._settings.backups.restore_max_age_s,
             acknowledged=acknowledged,
             skip_backup_check=skip_backup_check,
@@ -324,7 +327,7 @@ class Backups:
         """Crashes and retention, in all projects."""
         await self._bury()
         throwaway.sweep(self.files.work)
-        now = await store.now(self._store)
+        now = await self.now()
         for project in await registry.projects(self._store):
             rows = await self._rows(project)
             going = set(freshness.superfluous([one.kept() for one in rows], self.policy, now))
@@ -360,7 +363,7 @@ class Backups:
         never = dt.datetime.min.replace(tzinfo=dt.UTC)
         for project in await registry.projects(self._store):
             kept = [one.kept() for one in await self._rows(project)]
-            said = freshness.freshness(kept, self.policy, await store.now(self._store))["freshness"]
+            said = freshness.freshness(kept, self.policy, await self.now())["freshness"]
             if not said["platformBackupCompliant"] and project.lifecycle == "active":
                 due.append((max((one.verified_at for one in kept if one.verified_at), default=never), project))
         return [project for _, project in sorted(due, key=lambda one: one[0])]
@@ -381,13 +384,14 @@ def _as_json(backups: list[wire.Backup]) -> list[dict[str, Any]]:
 
 
 @contextlib.asynccontextmanager
-async def running(catalogue: Catalogue, settings: Settings) -> AsyncIterator[Backups]:
-    """The backups of a serving plane. Leaving the block ends what runs and marks it failed."""
+async def running(catalogue: Catalogue, settings: Settings, *, hourly: bool = True) -> AsyncIterator[Backups]:
+    """The backups of a plane; a serving one looks after them *hourly*. Leaving the block ends what runs, as failed."""
     async with asyncio.TaskGroup() as jobs:
         backups = Backups(catalogue, settings, jobs)
-        housekeeping = jobs.create_task(backups.hourly(), name="backups hourly")
+        housekeeping = jobs.create_task(backups.hourly(), name="backups hourly") if hourly else None
         try:
             yield backups
         finally:
-            housekeeping.cancel()
+            if housekeeping is not None:
+                housekeeping.cancel()
             backups.stop()

@@ -8,7 +8,7 @@ stream's end is said.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from fluxplane.backups import manifest, programs
@@ -19,7 +19,7 @@ CHUNK: Final = 256 * 1024
 CHUNK_WITHIN_S: Final = 600
 
 
-async def plain_sql(source: Source, *options: str) -> AsyncIterator[bytes]:
+async def plain_sql(source: Source, *options: str) -> AsyncGenerator[bytes, None]:
     """
     pg_dump's SQL, chunk by chunk. Closing the iterator ends pg_dump.
 

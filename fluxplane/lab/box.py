@@ -24,7 +24,7 @@ from fluxplane.lab.ports import free_port
 from fluxplane.lab.postgres import Server
 from fluxplane.lab.resolver import Table
 from fluxplane.lab.sshhost import EmbeddedHost
-from fluxplane.settings import Limits, Settings
+from fluxplane.settings import BackupSettings, Limits, Settings
 from fluxplane.wire import V1, Secret
 
 T = TypeVar("T")
@@ -244,6 +244,7 @@ def _settings(directory: Directory, wishes: Wishes, pooled: Server, ssh: Embedde
         catalogue_url=service("fluxplane", "fluxplane"),
         catalogue_admin_url=pooled.url(),
         pool_url=service("flux_plane_service", "postgres"),
+        pool_backup_url=service("flux_plane_backup", "postgres"),
         pool_admin_url=pooled.url(),
         key_file=directory.path / "plane.key",
         ssh_host=ssh.host,
@@ -255,6 +256,7 @@ def _settings(directory: Directory, wishes: Wishes, pooled: Server, ssh: Embedde
         pool_container=POOL_CONTAINER,
         allow_readwrite=wishes.allow_readwrite,
         limits=LIMITS,
+        backups=BackupSettings(directory=directory.path / "backups"),
     )
 
 
