@@ -147,7 +147,7 @@ async def _install(work: Preparation) -> None:
         "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = 'flux_plane'"
     ):
         return
-    await work.change(text, shown=f"-- the functions flux_plane.* ({stamp})")
+    await work.change(text, shown=f"install the functions flux_plane.* ({stamp})")
     await work.link.execute(f"COMMENT ON SCHEMA flux_plane IS '{stamp}'")
 
 
@@ -165,7 +165,7 @@ async def _enrol(work: Preparation, login: str, marker: str) -> None:
             login,
             marker,
         )
-        work.changes.append(f"-- {login} serves catalogue {marker.removeprefix('flux_marker_')}")
+        work.changes.append(f"{login} serves catalogue {marker.removeprefix('flux_marker_')}")
     role = quoted(login)
     if not await work.link.fetchval("SELECT has_schema_privilege($1, 'flux_plane', 'USAGE')", login):
         await work.change(f"GRANT USAGE ON SCHEMA flux_plane TO {role}")

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
@@ -16,6 +16,8 @@ from fluxplane import api, catalogue, keychain, pool, registry
 from fluxplane.lab.postgres import Server
 from fluxplane.settings import Limits, Settings
 from fluxplane.wire import Secret
+from tests.furniture import leaks
+from tests.furniture.postgres import installation, running
 
 USER = "ada@example.test"
 HIGH = Limits(
@@ -182,3 +184,30 @@ def world(each_postgres: Server) -> World:
 @pytest.fixture(scope="session")
 def world18(pool18: Server) -> World:
     return new_world(pool18)
+
+
+@pytest.fixture(scope="session", params=[18, 16, 15])
+def open_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A pool with our functions only: PUBLIC may do what it may by default."""
+    with contextlib.ExitStack() as stack:
+        with leaks.lasting():
+            server = stack.enter_context(running(installation(request.param)))
+        yield new_world(server, prepared=False)
+
+
+def leftovers(world: World) -> dict[str, set[Any]]:
+    """Everything in the cluster that a temporary role or its group could have left."""
+    with world.admin() as link:
+        return {
+            what: set(link.execute(query).fetchall())
+            for what, query in {
+                "large objects": "SELECT oid FROM pg_largeobject_metadata",
+                "prepared": "SELECT gid FROM pg_prepared_xacts",
+                "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype::text, defaclacl::text"
+                " FROM pg_default_acl",
+                "settings": "SELECT setrole::regrole::text, setconfig::text FROM pg_db_role_setting WHERE setrole <> 0",
+                "roles": "SELECT rolname FROM pg_roles",
+                "passwords": "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL",
+                "memberships": "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members",
+            }.items()
+        }  # fmt: skip

@@ -8,26 +8,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from fluxplane.lab.postgres import Server
-from tests.fluxplane.conftest import FOUNDRY, Answer, Caller, World, login, new_world, roles_in
-from tests.furniture import leaks
-from tests.furniture.postgres import installation, running
-
-
-@pytest.fixture(scope="module", params=[18, 16, 15])
-def open_world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """A pool with our functions only: PUBLIC may do what it may by default."""
-    with contextlib.ExitStack() as stack:
-        with leaks.lasting():
-            server = stack.enter_context(running(installation(request.param)))
-        yield new_world(server, prepared=False)
-
+from tests.fluxplane.conftest import FOUNDRY, Answer, Caller, World, leftovers, login, new_world, roles_in
 
 NEVER = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
@@ -120,23 +107,6 @@ DEEDS = [
     an_aborted_transaction,
     a_cursor,
 ]
-
-
-def leftovers(world: World) -> dict[str, set[Any]]:
-    """Everything in the cluster that a temporary role or its group could have left."""
-    with world.admin() as link:
-        return {
-            what: set(link.execute(query).fetchall())
-            for what, query in {
-                "large objects": "SELECT oid FROM pg_largeobject_metadata",
-                "prepared": "SELECT gid FROM pg_prepared_xacts",
-                "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype::text, defaclacl::text"
-                " FROM pg_default_acl",
-                "settings": "SELECT setrole::regrole::text, setconfig::text FROM pg_db_role_setting WHERE setrole <> 0",
-                "roles": "SELECT rolname FROM pg_roles",
-                "memberships": "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members",
-            }.items()
-        }  # fmt: skip
 
 
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
