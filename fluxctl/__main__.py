@@ -40,6 +40,13 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "watch": ("tunnel", "print what happens, as it happens"),
         "forget": ("tunnel", "give back the local port that is kept for a project"),
     },
+    "service": {
+        "install": ("service", "fluxd with the first command and at every login, for you alone"),
+        "uninstall": ("service", "undo that, and leave nothing"),
+        "status": ("service", "is it installed, does it run"),
+        "logs": ("service", "what fluxd says"),
+        "restart": ("service", "after an upgrade; ports are kept, clients wait"),
+    },
     "list": ("project", "your projects"),
     "activity": ("project", "what happened to a project"),
     "status": ("tunnel", "the daemon, its SSH hosts and tunnels"),
@@ -49,7 +56,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "test each step of the way, and say what to do"),
     "logout": ("account", "end this login's temporary roles and forget its token"),
 }
-_OURS_ALONE = frozenset({"tunnel"})
+_OURS_ALONE = frozenset({"tunnel", "service"})
 _HELP = frozenset({"-h", "--help", "help"})
 
 

@@ -66,6 +66,16 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "Start it by hand to see why: `fluxd`. Its log is named by `fluxctl doctor`.",
         5,
     ),
+    "service_manager_missing": (
+        "This login has no service manager to install fluxd in.",
+        "Nothing is needed: commands start fluxd by themselves. With systemd, log in properly (not by `su`) first.",
+        12,
+    ),
+    "service_failed": (
+        "The service manager refuses.",
+        "The detail is its own; `fluxctl service status` and `fluxctl service logs` may tell more.",
+        12,
+    ),
     "fluxd_already_running": (
         "Another fluxd serves this socket.",
         "`fluxctl status` talks to it. For a second one set FLUXD_SOCKET to another path.",

@@ -152,6 +152,22 @@ class FluxdNotRunning(FluxError):
     hint = "Start it by hand to see why: `fluxd`. Its log is named by `fluxctl doctor`."
 
 
+class ServiceManagerMissing(FluxError):
+    """Client side: neither a systemd of this login nor launchd."""
+
+    code, status, exit_code = "service_manager_missing", 501, LOCAL
+    summary = "This login has no service manager to install fluxd in."
+    hint = "Nothing is needed: commands start fluxd by themselves. With systemd, log in properly (not by `su`) first."
+
+
+class ServiceFailed(FluxError):
+    """Client side: systemctl, launchctl or the journal refuse."""
+
+    code, status, exit_code = "service_failed", 500, LOCAL
+    summary = "The service manager refuses."
+    hint = "The detail is its own; `fluxctl service status` and `fluxctl service logs` may tell more."
+
+
 class FluxdAlreadyRunning(FluxError):
     code, status, exit_code = "fluxd_already_running", 409, DAEMON
     summary = "Another fluxd serves this socket."

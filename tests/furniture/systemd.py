@@ -184,6 +184,18 @@ class UserManager:
             time.sleep(0.05)  # polled: the journal is written behind the service's back
         return said
 
+    def outside(self, pid: int) -> int:
+        """The pid by which the tests know the process that is *pid* inside."""
+        for path in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                numbers = path.read_text().split("NSpid:")[1].splitlines()[0].split()
+                if numbers[-1] == str(pid) and len(numbers) > 1 and _init_of(path) == self._namespace():
+                    return int(path.parent.name)
+        raise ProcessLookupError(pid)
+
+    def _namespace(self) -> Path:
+        return Path(f"/proc/{self._init}/ns/pid").readlink()
+
     def stop(self) -> None:
         """Everything inside ends with its process 1."""
         if self._outer is None:
@@ -200,6 +212,10 @@ def _grandchild(outer: subprocess.Popen[bytes] | None) -> int | None:
     first = _children(outer.pid) if outer is not None else []
     second = _children(first[0]) if first and _runs_program(first[0], "unshare") else []
     return second[0] if second else None
+
+
+def _init_of(status: Path) -> Path:
+    return (status.parent / "ns/pid").readlink()
 
 
 def _children(pid: int) -> list[int]:

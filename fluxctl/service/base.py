@@ -1,0 +1,116 @@
+"""What every service manager can be asked, and what they share: the daemon that runs without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fluxctl import environment
+from fluxctl.client import Client
+from fluxctl.exchange import Connection, NobodyThere
+from fluxctl.problem import Problem
+from fluxd import address
+
+# A daemon drains for 20 s at most; systemd's own limit is TimeoutStopSec=30.
+STOPS_WITHIN_S = 40.0
+ASKED_WITHIN_S = 90.0
+_ASK_AGAIN_AFTER_S = 0.05
+
+
+class Manager(ABC):
+    """One kind of service manager. `install`, `uninstall` and `restart` tell what they did, line by line."""
+
+    name: str
+
+    @abstractmethod
+    def install(self) -> Iterator[str]: ...
+
+    @abstractmethod
+    def uninstall(self) -> Iterator[str]: ...
+
+    @abstractmethod
+    def restart(self) -> Iterator[str]: ...
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """
+        `manager`, `installed`, `enabled`, `state` (running | waiting | stopped | failed), `pid`, `restarts`, `files`.
+
+        waiting: not running, but the first command starts it.
+        """
+
+    @abstractmethod
+    def logs(self, lines: int, *, follow: bool) -> list[str]:
+        """The argv that shows the log."""
+
+
+def running_pid() -> int | None:
+    """The pid of the fluxd that answers on this shell's socket; None if none does. Starts none."""
+    if not _somebody_listens():
+        return None
+    return Client(environment.of_shell(), starts=False).status()["pid"]
+
+
+def _somebody_listens() -> bool:
+    try:
+        Connection(address.socket_path(), answer_within_s=1.0).__exit__()
+    except (NobodyThere, PermissionError):
+        return False
+    return True
+
+
+def stop_detached(pid: int) -> str:
+    """
+    Stop the daemon *pid* that no service manager runs, and wait until it is gone.
+
+    Raises:
+        Problem: service_failed, it does not go.
+    """
+    os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + STOPS_WITHIN_S
+    while _is_alive(pid):
+        if time.monotonic() > until:
+            raise Problem("service_failed", f"fluxd (pid {pid}) does not stop.")
+        time.sleep(_ASK_AGAIN_AFTER_S)
+    return f"Stopped the fluxd that a command had started (pid {pid})."
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ask(argv: Sequence[str], *, may_fail: bool = False) -> str:
+    """
+    What *argv* prints.
+
+    Raises:
+        Problem: service_failed, with what it said; with *may_fail* its exit code is passed over.
+    """
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=ASKED_WITHIN_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Problem("service_failed", f"`{' '.join(argv)}` did not work.", detail=str(error)) from error
+    if done.returncode and not may_fail:
+        raise Problem("service_failed", f"`{' '.join(argv)}` did not work.", detail=done.stderr.strip() or None)
+    return done.stdout
+
+
+def clear_runtime_dir() -> Iterator[str]:
+    """Remove what a stopped daemon leaves beside its socket."""
+    place = Path(address.runtime_dir())
+    (place / "fluxd.sock.lock").unlink(missing_ok=True)
+    try:
+        place.rmdir()
+    except OSError:
+        return
+    yield f"Removed {place}"
