@@ -37,6 +37,8 @@ from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
 
 # Hardware does AES; 1.6 to 1.8 times as fast here as OpenSSH's default. The rest of asyncssh's list follows.
 CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+# After those that known_hosts has: a host with a new type of key shall show it, so that we can say what changed.
+HOST_KEY_TYPES: Final = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-512,rsa-sha2-256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ async def dial(
         raise _host_key_problem(keys, host, error) from error
     except asyncssh.KeyExchangeFailed as error:
         raise _no_agreement(keys, host, error) from error
+    except asyncssh.PermissionDenied as error:
+        raise _locked_key(destination) or problem_of(error, destination) from error
     except (OSError, asyncssh.Error, ValueError) as error:
         raise problem_of(error, destination) from error
 
@@ -118,6 +122,7 @@ def _prepare(
         keepalive_interval=how.keepalive_interval_s,
         keepalive_count_max=how.keepalive_count,
         encryption_algs=() if config.get("Ciphers") else CIPHERS,
+        server_host_key_algs=() if config.get("HostKeyAlgorithms") else HOST_KEY_TYPES,
     )
     return keys, options
 
@@ -169,6 +174,20 @@ def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeF
         detail=error.reason,
         hint="Its operator may need to update OpenSSH, or your ssh_config's Ciphers and KexAlgorithms are too narrow.",
     )
+
+
+def _locked_key(destination: Destination) -> FluxError | None:
+    """The problem that an encrypted identity file is, if that is what the destination names."""
+    if destination.identity_file is None:
+        return None
+    try:
+        asyncssh.read_private_key(destination.identity_file)
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError) as error:
+        return SSHKeyUnusable(
+            "The identity file is encrypted, and no agent holds its key.",
+            detail=f"{destination.identity_file}: {error}",
+        )
+    return None
 
 
 # ------------------------------------------------------------- errors by name

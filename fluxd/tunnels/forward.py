@@ -59,7 +59,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     sockets = [_listen(host, port)]
     if host == "127.0.0.1":
         try:
-            sockets.append(_listen("::1", port))
+            sockets.append(_listen("::1", sockets[0].getsockname()[1]))
         except LocalHostForbidden:
             pass  # no IPv6 on this machine
         except FluxError:
@@ -254,8 +254,9 @@ class Relay(asyncio.Protocol):
 
     def upstream_ended(self) -> None:
         self._upstream_ended = True
-        if self._client is not None and self._client.can_write_eof() and not self._client.is_closing():
-            self._client.write_eof()
+        if self._client is not None and not self._client.is_closing():
+            with contextlib.suppress(OSError):  # it has been reset, and that is on its way to us
+                self._client.write_eof()
         self._both_ended()
 
     def pause_client(self) -> None:

@@ -35,6 +35,10 @@ class HostKeys:
     def match(self, host: str, addr: str, port: int | None) -> Sequence[Any]:
         """The entries for a host, in the seven kinds that asyncssh wants: its `known_hosts` callable."""
         found: list[Any] = list(self._known.match(host, addr, port))
+        if port is not None:
+            # asyncssh looks for the bare host when it knows no key for this port, and loses what it found revoked.
+            named = (self._known.match(f"[{name}]:{port}", "", None) for name in (host, addr) if name)
+            found[2] = [*found[2], *(key for one in named for key in one[2])]
         if not any(found[kind] for kind in (0, 1, 3, 5)):
             found[0] = self._pinned
         self._trusted, self._authorities, self._revoked = found[:3]

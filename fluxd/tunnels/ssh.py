@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -35,11 +37,15 @@ from fluxd.core.target import clean
 
 from .dial import Destination, Dialling, dial
 
+log = logging.getLogger(__name__)
+
 # sshd's MaxSessions is 10, and others may be logged in over the same connection's account.
 QUESTIONS_AT_ONCE: Final = 4
 QUESTION_S: Final = 15.0
 LONGEST_ANSWER: Final = 64 * 1024
-BUSY_TRIES: Final = 5
+# For so long a host without room for a session is asked again.
+BUSY_S: Final = 5.0
+BUSY_PAUSE_S: Final = 0.1
 CHANNEL_S: Final = 15.0
 # A connection that lasted this long was a good one: the next redial starts from the shortest delay.
 GOOD_AFTER_S: Final = 10.0
@@ -187,18 +193,19 @@ class Host:
             SSHLost: the connection ended meanwhile.
         """
         async with self._questions:
-            for attempt in range(BUSY_TRIES):
+            patience = self._clock.now() + BUSY_S
+            while True:
                 try:
                     async with asyncio.timeout(QUESTION_S):
                         return await _run(self._live(), command)
                 except asyncssh.ChannelOpenError as error:
-                    busy = error
+                    if self._clock.now() > patience:
+                        raise SSHBusy(detail=clean(error.reason)) from error
                 except TimeoutError as error:
                     raise ResolverFailed(f"The SSH host did not answer within {QUESTION_S:.0f} s.") from error
                 except (asyncssh.Error, OSError) as error:
                     raise SSHLost(detail=clean(str(error))) from error
-                await asyncio.sleep(0.05 * 2**attempt)
-            raise SSHBusy(detail=clean(busy.reason)) from busy
+                await asyncio.sleep(BUSY_PAUSE_S)
 
     # ---------------------------------------------------------------- channels
 
@@ -289,31 +296,52 @@ class ChannelTransport(asyncio.Transport):
 
 
 class _Session(asyncssh.SSHTCPSession[bytes]):
-    """asyncssh's callbacks, passed on to an asyncio protocol."""
+    """
+    asyncssh's callbacks, passed on to an asyncio protocol.
+
+    What a protocol raises ends its own channel: asyncssh would end the connection, and every other tunnel with it.
+    """
 
     def __init__(self, host: Host, protocol: asyncio.Protocol) -> None:
         self._host = host
         self._protocol = protocol
-        self.data_received = self._data_received  # type: ignore[method-assign,assignment]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         self.transport = ChannelTransport(chan)
         self._host.channels += 1
-        self._protocol.connection_made(self.transport)
+        self._tell(self._protocol.connection_made, self.transport)
 
-    def _data_received(self, data: bytes, _kind: int | None) -> None:
-        self._protocol.data_received(data)
+    def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - there is one kind
+        try:
+            self._protocol.data_received(data)
+        except Exception as error:  # noqa: BLE001 - told, and contained
+            self._failed(error)
 
     def eof_received(self) -> bool:
-        return bool(self._protocol.eof_received())
+        return bool(self._tell(self._protocol.eof_received))
+
+    def pause_writing(self) -> None:
+        self._tell(self._protocol.pause_writing)
+
+    def resume_writing(self) -> None:
+        self._tell(self._protocol.resume_writing)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._host.channels -= 1
         # asyncssh's errors are no OSErrors; who reads a stream expects one.
         broken = exc is not None and not isinstance(exc, OSError)
-        self._protocol.connection_lost(ConnectionResetError(str(exc)) if broken else exc)
+        self._tell(self._protocol.connection_lost, ConnectionResetError(str(exc)) if broken else exc)
+
+    def _tell(self, callback: Callable[..., object], *arguments: object) -> object:
+        try:
+            return callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - told, and contained
+            self._failed(error)
+            return None
+
+    def _failed(self, error: Exception) -> None:
+        log.error("a channel's protocol failed; the channel is ended", exc_info=error)
+        self.transport.abort()
 
 
 def _abandon(opening: asyncio.Task[ChannelTransport]) -> None:
@@ -330,7 +358,7 @@ def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> Flu
         return SSHForwardingRefused(f"The SSH host does not allow forwarding to {where}.", detail=reason)
     if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
         return SSHBusy(detail=reason)
-    if "refused" in reason.lower():
+    if "refused" in reason.lower() or f"Errno {errno.ECONNREFUSED}" in reason:
         return UpstreamRefused(f"Nothing listens on {where}, says the SSH host.", detail=reason)
     return UpstreamUnreachable(f"The SSH host cannot reach {where}.", detail=reason)
 

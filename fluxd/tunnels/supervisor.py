@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ from fluxd.core.errors import (
     TunnelOpenDifferently,
     WrongMode,
 )
-from fluxd.core.target import Words, choose_target
+from fluxd.core.target import Target, Words, choose_target
 from fluxd.journal import Journal, Key
 from fluxd.plane import Caller, ControlPlane, Tokens
 from fluxd.portbook import PortBook
@@ -41,6 +41,7 @@ from .events import Events
 from .forward import Forward, bind
 from .grants import Grants, Minted, Terms, credential
 from .ssh import Host
+from .sshconfig import unhonoured
 from .tunnel import Facts, House, Tunnel, Wish, new_id
 
 # The clock that counts sleep is re-read this often: a laptop that wakes finds its leases over within it.
@@ -92,7 +93,7 @@ class Supervisor:
         async with lock:
             tunnel = self._find(caller, request)
             if tunnel is not None and not tunnel.life.listening:
-                await tunnel.finished.wait()
+                await self._gone(tunnel)
                 tunnel = None
             if tunnel is not None:
                 return False, await self._join(tunnel, request, caller)
@@ -115,7 +116,9 @@ class Supervisor:
             ssh_user=request.ssh.user,
             ssh_port=request.ssh.port,
         )
-        tunnel = self._new(request, caller, plan, raw)
+        target = _target(request.ssh, plan)
+        notices = [*_notices(request, plan), *await _not_honoured(target.host)]
+        tunnel = self._new(request, caller, plan, raw, target, notices)
         hold = secrets.token_hex(8) if request.hold else None
         tunnel.open(
             Wish(caller, request.ttl_s, request.reason, hold),
@@ -124,7 +127,7 @@ class Supervisor:
         try:
             await asyncio.shield(tunnel.settled)
             if not tunnel.life.listening:
-                await tunnel.finished.wait()
+                await self._gone(tunnel)
                 raise tunnel.problem or TunnelNotFound("The tunnel was closed while it was being opened.")
             return await self._opened(tunnel, request, hold, tunnel.first)
         except asyncio.CancelledError:
@@ -132,7 +135,13 @@ class Supervisor:
             raise
 
     def _new(
-        self, request: wire.OpenTunnel, caller: Caller, plan: plane_wire.AccessPlan, raw: dict[str, Any]
+        self,
+        request: wire.OpenTunnel,
+        caller: Caller,
+        plan: plane_wire.AccessPlan,
+        raw: dict[str, Any],
+        target: Target,
+        notices: Collection[str],
     ) -> Tunnel:
         pooled = isinstance(plan, plane_wire.PooledPlan)
         key = Key(caller.api_base, caller.account, request.hash, request.access if pooled else "readwrite")
@@ -145,11 +154,11 @@ class Supervisor:
             opened_at=self._clock.wall(),
             prefer_network=request.ssh.prefer_network,
             renew=request.renew,
-            notices=_notices(request, plan),
+            notices=[*notices],
         )
-        tunnel = Tunnel(facts, self._host(request.ssh, plan), self._house)
+        tunnel = Tunnel(facts, self._host(target, request.ssh, plan.host_keys), self._house)
         self._tunnels[key] = tunnel
-        self._later(self._forget_when_finished(tunnel))
+        self._later(self._clean_up_after(tunnel))
         return tunnel
 
     async def _join(self, tunnel: Tunnel, request: wire.OpenTunnel, caller: Caller) -> wire.TunnelOpened:
@@ -182,19 +191,14 @@ class Supervisor:
 
     # ---------------------------------------------------------------------- hosts
 
-    def _host(self, asked: wire.SSH, plan: plane_wire.AccessPlan) -> Host:
-        target = choose_target(
-            Words(asked.host, asked.user, asked.port),
-            plan=Words(plan.tunnel.ssh_host, plan.tunnel.ssh_user, plan.tunnel.ssh_port),
-            docker_host=asked.docker_host,
-        )
+    def _host(self, target: Target, asked: wire.SSH, pinned: Sequence[str]) -> Host:
         destination = Destination(target, asked.identity_file, asked.known_hosts)
         host = self._hosts.get(destination)
         if host is None:
             how = Dialling(connect_s=self._settings.ssh_connect_s)
             host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
         host.agent = asked.agent or host.agent
-        host.pinned = plan.host_keys
+        host.pinned = pinned
         return host
 
     def _host_moved(self, host: Host, name: str) -> None:
@@ -325,7 +329,7 @@ class Supervisor:
             self._grants.end(record.grant_id)
         if tunnel is not None:
             tunnel.close()
-            await tunnel.finished.wait()
+            await self._gone(tunnel)
         revoked = await self._grants.ended([record.grant_id for record in records], within_s=REVOKED_WITHIN_S)
         revocable = all(record.revocable for record in records)
         return wire.TunnelClosed(
@@ -354,11 +358,15 @@ class Supervisor:
         for key in keys:
             await self._ports.forget(key)
 
-    async def _forget_when_finished(self, tunnel: Tunnel) -> None:
+    async def _gone(self, tunnel: Tunnel) -> None:
+        """Wait until it is over; it stands in the table no longer."""
         await tunnel.finished.wait()
-        await tunnel.aclose()
         if self._tunnels.get(tunnel.facts.key) is tunnel:
             del self._tunnels[tunnel.facts.key]
+
+    async def _clean_up_after(self, tunnel: Tunnel) -> None:
+        await self._gone(tunnel)
+        await tunnel.aclose()
         await self._release(tunnel.host)
 
     async def aclose(self) -> None:
@@ -480,6 +488,19 @@ def _notices(request: wire.OpenTunnel, plan: plane_wire.AccessPlan) -> list[str]
     if isinstance(plan, plane_wire.PooledPlan) and not {"revoke", "grant_id"} <= set(plan.extensions):
         said.append(NO_REVOKE)
     return said
+
+
+async def _not_honoured(host: str) -> list[str]:
+    found = await asyncio.to_thread(unhonoured, Path(Dialling().config), host)
+    return [f"Your ~/.ssh/config for {host} sets what fluxd does not honour: {', '.join(found)}."] if found else []
+
+
+def _target(asked: wire.SSH, plan: plane_wire.AccessPlan) -> Target:
+    return choose_target(
+        Words(asked.host, asked.user, asked.port),
+        plan=Words(plan.tunnel.ssh_host, plan.tunnel.ssh_user, plan.tunnel.ssh_port),
+        docker_host=asked.docker_host,
+    )
 
 
 def _same_way(tunnel: Tunnel, asked: wire.OpenTunnel) -> None:

@@ -83,7 +83,8 @@ async def _both(counting: Coroutine[Any, Any, Manifest], dumping: Coroutine[Any,
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """pg_dump's own words before the connection's."""
-    return programs.first(failures.subgroup(BackupFailed) or failures)
+    ours = failures.subgroup(BackupFailed) or failures
+    return next(programs.leaves(ours))
 
 
 async def _pg_dump(
