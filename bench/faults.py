@@ -38,6 +38,7 @@ CONTAINER, NETWORK = "flux-ffca33f-yeastcoast-db", "flux-network"
 # As the platform's own CLI calls ssh.
 PLATFORM_OPTIONS = ("ServerAliveInterval=30", "ServerAliveCountMax=3", "ExitOnForwardFailure=yes")
 NEVER = float("inf")
+NOT_ASKED = 0.0
 QUIET_WITHIN_S = 10
 FLAPS = 100
 
@@ -308,6 +309,7 @@ async def agent_restart(scene):
 async def move(scene):
     """The container comes back with another address; at the old one nobody listens any more."""
     await scene.move()
+    scene.noticed = NOT_ASKED  # the SSH host was there all the time
     return (time.monotonic(),) * 2
 
 
@@ -440,6 +442,8 @@ async def measure(kind, name, lab, times):
 
 
 def shown(seconds):
+    if seconds == NOT_ASKED:
+        return "-"
     return "never" if seconds == NEVER else f"{seconds:.2f} s"
 
 

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from fluxplane.lab import binaries, keys
+from fluxplane import binaries
+from fluxplane.lab import keys
 from fluxplane.lab.openssh import OpenSSHHost
 from fluxplane.lab.ports import free_port
 from fluxplane.lab.postgres import Server
