@@ -80,7 +80,7 @@ def claim(path: Path, inherited: socket.socket | None = None) -> Claim:
 
 def _claimed(path: Path, lock: int, inherited: socket.socket | None) -> Claim:
     if inherited is not None:
-        _check_inherited(path)
+        _close_to_others(path)
         return Claim(path, inherited, lock, adopted=True)
     _remove_dead(path)
     return Claim(path, _bound(path), lock, adopted=False)
@@ -185,14 +185,12 @@ def serves(candidate: socket.socket, path: Path) -> bool:
     return candidate.family == socket.AF_UNIX and candidate.getsockname() == str(path)
 
 
-def _check_inherited(path: Path) -> None:
+def _close_to_others(path: Path) -> None:
+    """Make the service manager's socket private: its unit may have left the mode at systemd's default."""
     found = path.lstat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise SocketUnsafe(
-            "The socket that the service manager made is open to others.",
-            detail=f"{path} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to uid {found.st_uid}",
-            hint="Its unit needs SocketMode=0600 and DirectoryMode=0700; `fluxctl service install` writes it so.",
-        )
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        raise SocketUnsafe("The socket that the service manager made is not ours.", detail=str(path))
+    path.chmod(0o600)
 
 
 # ------------------------------------------------------------------- the caller

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fluxplane import access, api, audit, catalogue, doctor, pool, registry, roles
+from fluxplane.backups import jobs
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import Refusal
 from fluxplane.registry import Project
@@ -231,8 +232,12 @@ async def _delete_project(arguments: argparse.Namespace) -> int:
 
 @contextlib.asynccontextmanager
 async def _plane(settings: Settings) -> AsyncIterator[access.Plane]:
-    async with catalogue.connect(settings) as store, roles.connect(settings) as pool_roles:
-        yield access.Plane(settings, store, pool_roles)
+    async with (
+        catalogue.connect(settings) as store,
+        roles.connect(settings) as pool_roles,
+        jobs.running(store, settings, hourly=False) as backups,
+    ):
+        yield access.Plane(settings, store, pool_roles, backups)
 
 
 async def _named(store: Catalogue, user: str, hash_: str) -> Project:

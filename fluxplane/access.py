@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from fluxplane import audit, containers, grants, keychain, policy, registry, wire
 from fluxplane.audit import Actor, Details
+from fluxplane.backups import gate
+from fluxplane.backups.jobs import Backups
 from fluxplane.catalogue import Catalogue
 from fluxplane.grants import Row
 from fluxplane.policy import Refusal
@@ -42,6 +44,7 @@ class Plane:
     settings: Settings
     store: Catalogue
     roles: Roles | None
+    backups: Backups
 
     def pool(self) -> Roles:
         """
@@ -426,13 +429,14 @@ async def delete(plane: Plane, actor: Actor, project: Project, *, skip_backup_ch
     Raises:
         Refusal: 412 without a restore-verified backup; 500 a role resisted (ask again: it goes on where it stopped).
     """
-    if not skip_backup_check:
+    found = await plane.backups.classify(project)
+    if found != "restorable" and not skip_backup_check:
         await audit.record(plane.store, "project_deleted", "refused", actor, project)
         raise Refusal(
             412,
-            "The project has no restore-verified backup. Make one (flux backup create, flux backup verify --latest), "
-            "or pass skipBackupCheck to delete it without.",
-            code="no_backups",
+            f"{gate.SAYS[found]} Run `flux backup create && flux backup verify --latest`, "
+            "or pass skipBackupCheck to delete the project without.",
+            code=found,
         )
     await audit.record(plane.store, "project_deleted", "intent", actor, project)
     await registry.set_lifecycle(plane.store, project, "deleting")

@@ -26,6 +26,8 @@ from aiohttp import web
 from fluxplane import access, audit, catalogue, policy, rates, registry, roles, wire
 from fluxplane.access import Plane
 from fluxplane.audit import Actor
+from fluxplane.backups import handlers, jobs
+from fluxplane.backups.jobs import Backups
 from fluxplane.catalogue import DatabaseAway, describe
 from fluxplane.policy import Refusal
 from fluxplane.rates import Tier
@@ -52,6 +54,14 @@ class Call:
     bearer: Bearer
     actor: Actor
 
+    @property
+    def store(self) -> catalogue.Catalogue:
+        return self.plane.store
+
+    @property
+    def backups(self) -> Backups:
+        return self.plane.backups
+
     async def project(self) -> Project:
         """
         The project the path names.
@@ -75,7 +85,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
 # ---------------------------------------------------------------------- routes
@@ -93,6 +103,12 @@ def _routes(settings: Settings) -> list[web.RouteDef]:
         web.post(P + "/db-access/temporary-credential", _authenticated(_grant, "sensitive")),
         web.get(P + "/credentials", _authenticated(_credentials, "read")),
         web.get(P + "/activity", _authenticated(_activity, "read")),
+    ]
+    routes += [
+        web.route(method, path, _authenticated(handler, tier), allow_head=False)
+        if method == "GET"
+        else web.route(method, path, _authenticated(handler, tier))
+        for method, path, handler, tier in handlers.routes(contract_only=settings.contract_only)
     ]
     return routes if settings.contract_only else routes + _extension_routes()
 
@@ -260,8 +276,8 @@ def _grant_id(text: str) -> str:
 # --------------------------------------------------------------- token and rate
 
 
-def _authenticated(handler: Handler, tier: Tier) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handle(request: web.Request) -> web.Response:
+def _authenticated(handler: Handler, tier: Tier) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
         plane = request.app[_PLANE]
         bearer = await _bearer(plane, request)
         await rates.spend(plane.store, plane.settings.limits, *_bucket(plane, request, bearer, tier))
@@ -358,8 +374,12 @@ async def serve(settings: Settings, host: str, port: int) -> AsyncIterator[int]:
     Raises:
         OperatorError: the catalogue or the address cannot be had.
     """
-    async with catalogue.connect(settings) as store, roles.connect(settings) as pool_roles:
-        plane = Plane(settings, store, pool_roles)
+    async with (
+        catalogue.connect(settings) as store,
+        roles.connect(settings) as pool_roles,
+        jobs.running(store, settings) as backups,
+    ):
+        plane = Plane(settings, store, pool_roles, backups)
         async with _reaping(store, pool_roles), _listening(_app(plane), host, port) as bound:
             yield bound
 

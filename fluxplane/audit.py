@@ -90,6 +90,24 @@ async def record(
     )
 
 
+def continued(actor: Actor, request_id: uuid.UUID) -> Actor:
+    """The same actor, going on with what an earlier request of theirs began."""
+    return dataclasses.replace(actor, request_id=request_id)
+
+
+async def is_open(store: Catalogue, event: str, actor: Actor, project: Project) -> bool:
+    """Whether this request's intent was recorded for this actor and project, and no outcome yet."""
+    rows = await store.db.fetch(
+        "SELECT outcome FROM audit WHERE event = $1 AND request_id = $2 AND actor_id = $3 AND project_id = $4"
+        " ORDER BY id LIMIT 2",
+        event,
+        actor.request_id,
+        actor.user_id,
+        project.id,
+    )
+    return [row["outcome"] for row in rows] == ["intent"]
+
+
 async def read(
     store: Catalogue, user_id: uuid.UUID, *, project: Project | None = None, since: dt.datetime | None = None
 ) -> list[AuditEvent]:

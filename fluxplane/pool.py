@@ -26,6 +26,7 @@ GUESTS: Final = "flux_pool_guests"
 TENANTS: Final = "flux_pool_tenants"
 OLDEST: Final = 150000
 _SERVICE_URL: Final = "FLUXPLANE_POOL_URL"
+_BACKUP_URL: Final = "FLUXPLANE_POOL_BACKUP_URL"
 _SERVICE_MAY: Final = ("ensure", "mint", "renew", "fence", "drop", "live", "retire")
 
 # Releasing an advisory lock harms nobody, and drivers do it unasked (asyncpg, at every return to its pool).
@@ -95,6 +96,7 @@ async def prepare(
             async with _transaction(work):
                 await _functions(work, settings, store.id)
                 await _connect_for_service(work, user_of(settings.pool_url or admin, _SERVICE_URL))
+                await _backup_login(work, settings)
                 if not functions_only:
                     await _close_cluster(work, allow)
                     await _close_here(work, TENANTS)
@@ -145,7 +147,7 @@ async def _install(work: Preparation) -> None:
         "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = 'flux_plane'"
     ):
         return
-    await work.change(text, shown=f"-- the functions flux_plane.* ({stamp})")
+    await work.change(text, shown=f"install the functions flux_plane.* ({stamp})")
     await work.link.execute(f"COMMENT ON SCHEMA flux_plane IS '{stamp}'")
 
 
@@ -163,7 +165,7 @@ async def _enrol(work: Preparation, login: str, marker: str) -> None:
             login,
             marker,
         )
-        work.changes.append(f"-- {login} serves catalogue {marker.removeprefix('flux_marker_')}")
+        work.changes.append(f"{login} serves catalogue {marker.removeprefix('flux_marker_')}")
     role = quoted(login)
     if not await work.link.fetchval("SELECT has_schema_privilege($1, 'flux_plane', 'USAGE')", login):
         await work.change(f"GRANT USAGE ON SCHEMA flux_plane TO {role}")
@@ -185,6 +187,29 @@ async def _connect_for_service(work: Preparation, login: str) -> None:
         login,
     ):
         await work.change(f"GRANT CONNECT ON DATABASE {quoted(database)} TO {quoted(login)}")
+
+
+async def _backup_login(work: Preparation, settings: Settings) -> None:
+    """What dumps whole tenants: may read everything, past row-level security, and change nothing."""
+    if settings.pool_backup_url is None:
+        return
+    login = user_of(settings.pool_backup_url, _BACKUP_URL)
+    if settings.pool_url is not None and login == user_of(settings.pool_url, _SERVICE_URL):
+        raise OperatorError(f"{_BACKUP_URL} must be a login of its own: the service may not read every tenant.")
+    work.changes += await make_login(work.link, login, password_of(settings.pool_backup_url, _BACKUP_URL))
+    role = quoted(login)
+    if await work.names("SELECT 1 FROM pg_roles WHERE rolname = $1 AND NOT rolbypassrls", login):
+        await work.change(f"ALTER ROLE {role} BYPASSRLS")
+    if not await work.link.fetchval("SELECT pg_has_role($1, 'pg_read_all_data', 'USAGE')", login):
+        await work.change(f"GRANT pg_read_all_data TO {role}")
+    if await work.names(
+        "SELECT 1 FROM pg_database d WHERE d.datname = current_database() AND NOT EXISTS ("
+        " SELECT FROM aclexplode(d.datacl) a WHERE a.grantee = (SELECT oid FROM pg_roles WHERE rolname = $1)"
+        " AND a.privilege_type = 'CONNECT')",
+        login,
+    ):
+        here = quoted(str(await work.link.fetchval("SELECT current_database()")))
+        await work.change(f"GRANT CONNECT ON DATABASE {here} TO {role}")
 
 
 async def _close_cluster(work: Preparation, allow: Collection[str]) -> None:

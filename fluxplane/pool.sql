@@ -215,6 +215,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     role_oid oid := flux_plane.ours(role_name);
     parent record;
+    setting_of oid;
 BEGIN
     IF role_oid IS NULL THEN
         RETURN false;
@@ -222,20 +223,29 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles r WHERE r.oid = role_oid AND r.rolcanlogin) THEN
         RAISE object_not_in_prerequisite_state USING MESSAGE = 'the role is not fenced';
     END IF;
-    -- Before 16 a member could act as its group and leave settings or a password on it.
+    -- Before 16 a member could act as its groups and leave settings or a password on them.
     FOR parent IN
-        SELECT g.rolname, s.setdatabase FROM pg_auth_members m
-        JOIN pg_roles g ON g.oid = m.roleid
-        JOIN pg_db_role_setting s ON s.setrole = g.oid
-        WHERE m.member = role_oid AND g.rolname LIKE 'flux\_tenant\_%'
+        WITH RECURSIVE up AS (
+            SELECT m.roleid FROM pg_auth_members m WHERE m.member = role_oid
+            UNION SELECT m.roleid FROM pg_auth_members m JOIN up ON m.member = up.roleid
+        )
+        SELECT a.rolname, a.rolpassword IS NOT NULL AS has_password,
+               ARRAY(SELECT s.setdatabase FROM pg_db_role_setting s WHERE s.setrole = a.oid) AS settings
+        FROM up JOIN pg_authid a ON a.oid = up.roleid
     LOOP
-        IF parent.setdatabase = 0 THEN
-            EXECUTE format('ALTER ROLE %I RESET ALL', parent.rolname);
-        ELSE
-            EXECUTE format('ALTER ROLE %I IN DATABASE %I RESET ALL', parent.rolname,
-                           (SELECT d.datname FROM pg_database d WHERE d.oid = parent.setdatabase));
+        IF parent.has_password THEN
+            EXECUTE format('ALTER ROLE %I PASSWORD NULL', parent.rolname);
         END IF;
+        FOREACH setting_of IN ARRAY parent.settings LOOP
+            EXECUTE format('ALTER ROLE %I %s RESET ALL', parent.rolname, CASE setting_of WHEN 0 THEN ''
+                ELSE format('IN DATABASE %I', (SELECT d.datname FROM pg_database d WHERE d.oid = setting_of)) END);
+        END LOOP;
     END LOOP;
+    -- Any temporary role can name another in an open transaction, and keep it from being dropped by that.
+    PERFORM pg_terminate_backend(l.pid) FROM pg_locks l
+    JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_roles r ON r.oid = a.usesysid
+    WHERE l.locktype = 'object' AND l.classid = 'pg_authid'::regclass AND l.objid = role_oid
+      AND r.rolname ~ '^flux_temp_r[ow]_';
     EXECUTE format('DROP OWNED BY %I CASCADE', role_name);
     EXECUTE format('DROP ROLE %I', role_name);
     -- A login that was let in before the fence and showed itself after the last look.

@@ -394,3 +394,26 @@ def _purpose(which: str, project_id: uuid.UUID) -> str:
 
 def _project(row: asyncpg.Record) -> Project:
     return Project(**{field.name: row[field.name] for field in dataclasses.fields(Project)})
+
+
+async def move_project(
+    store: Catalogue, project: Project, *, postgres_url: Secret, internal_host: str, internal_port: int
+) -> None:
+    """
+    Say anew where a v1 project's Postgres is: for us (its password is sealed again) and for the SSH host.
+
+    Raises:
+        OperatorError: the URL is none of a v1 project's.
+    """
+    new = NewProject(
+        user="",
+        slug=project.slug,
+        mode=project.mode,
+        postgres_url=postgres_url,
+        internal_host=internal_host,
+        internal_port=internal_port,
+        container=project.container,
+    )
+    row = _dedicated(store, new, project.id)
+    places = ", ".join(f"{name} = ${number}" for number, name in enumerate(row, start=2))
+    await store.db.execute(f"UPDATE projects SET {places} WHERE id = $1", project.id, *row.values())

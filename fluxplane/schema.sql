@@ -135,3 +135,41 @@ REVOKE ALL ON FUNCTION record FROM PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON users, tokens, projects, grants, activity, rates TO {service};
 GRANT SELECT ON audit, catalogue TO {service};
 GRANT EXECUTE ON FUNCTION record TO {service};
+
+-- version 2
+-- Backups outlive their project, as their files do: no foreign key.
+CREATE TABLE backups (
+    id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    project_id   uuid NOT NULL,
+    hash         text NOT NULL,
+    kind         text NOT NULL CHECK (kind IN ('project_db', 'tenant_export')),
+    status       text NOT NULL DEFAULT 'queued' CHECK (status IN ('queued', 'running', 'complete', 'failed')),
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    completed_at timestamptz,
+    error        text,
+    size_bytes   bigint,
+    checksum_sha256 text CHECK (checksum_sha256 ~ '^[a-f0-9]{64}$'),
+    -- What was counted in the dump's own snapshot, as JSON: what a restore must have.
+    manifest     jsonb,
+    artifact     text NOT NULL DEFAULT 'pending' CHECK (artifact IN ('pending', 'artifact_valid', 'artifact_invalid')),
+    artifact_at  timestamptz,
+    artifact_error text,
+    restore      text NOT NULL DEFAULT 'pending'
+                 CHECK (restore IN ('pending', 'restore_verified', 'restore_failed', 'skipped')),
+    restore_at   timestamptz,
+    restore_error text,
+    -- How the file looked (size, time, inode) when its checksum was last seen to be right.
+    stamp        text,
+    -- How far the dump or the verification is; null when none runs.
+    phase        text,
+    progress_bytes bigint NOT NULL DEFAULT 0
+);
+CREATE INDEX backups_of_project ON backups (project_id, created_at DESC);
+
+-- Whoever holds a lock says so every few seconds; a silent one is dead, and its lock free.
+CREATE TABLE backup_locks (
+    key          text PRIMARY KEY,
+    owner        uuid NOT NULL,
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+GRANT SELECT, INSERT, UPDATE, DELETE ON backups, backup_locks TO {service};

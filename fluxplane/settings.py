@@ -48,6 +48,25 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BackupSettings:
+    """
+    Where backups are kept, how long one may take, which are due and which may go; days and counts are the contract's.
+
+    A restore over a v1 project's database wants a verified backup of at most `restore_max_age_s`.
+    """
+
+    directory: Path = Path("/srv/flux/backups")
+    interval_days: int = 7
+    retention_count: int = 4
+    retention_days: int = 30
+    restore_max_age_s: int = 24 * 3600
+    dump_within_s: int = 6 * 3600
+    verify_within_s: int = 6 * 3600
+    # Every hour one project whose newest verified backup is missing or stale is backed up and verified.
+    scheduled: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
     """
     The control plane's settings.
@@ -58,6 +77,8 @@ class Settings:
 
     catalogue_url: Secret
     pool_url: Secret | None = None
+    # The pool's login that backups read with (BYPASSRLS, pg_read_all_data).
+    pool_backup_url: Secret | None = None
     catalogue_admin_url: Secret | None = None
     pool_admin_url: Secret | None = None
     key: Secret | None = None
@@ -75,6 +96,7 @@ class Settings:
     tenant_domain: str = DEFAULT_TENANT_DOMAIN
     trusted_proxies: tuple[str, ...] = ()
     limits: Limits = Limits()
+    backups: BackupSettings = BackupSettings()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -96,6 +118,7 @@ class Settings:
         return cls(
             catalogue_url=catalogue,
             pool_url=pool,
+            pool_backup_url=_secret(environ, "FLUXPLANE_POOL_BACKUP_URL"),
             catalogue_admin_url=_secret(environ, "FLUXPLANE_CATALOGUE_ADMIN_URL"),
             pool_admin_url=pool_admin,
             key=_secret(environ, "FLUXPLANE_KEY"),
@@ -111,6 +134,7 @@ class Settings:
             tenant_domain=_text(environ, "FLUXPLANE_TENANT_DOMAIN") or DEFAULT_TENANT_DOMAIN,
             trusted_proxies=tuple(_text(environ, "FLUXPLANE_TRUSTED_PROXIES").replace(",", " ").split()),
             limits=_limits(environ),
+            backups=_backups(environ),
         )
 
 
@@ -233,6 +257,23 @@ def _host_key(line: str) -> str | None:
         if kind.startswith(_KEY_TYPES):
             return f"{kind} {blob}"
     return None
+
+
+def _backups(environ: Mapping[str, str]) -> BackupSettings:
+    default = BackupSettings()
+    directory = Path(_text(environ, "FLUX_BACKUPS_LOCAL_DIR") or default.directory)
+    if not directory.is_absolute():
+        raise OperatorError("FLUX_BACKUPS_LOCAL_DIR must be an absolute path.")
+    return BackupSettings(
+        directory=directory,
+        interval_days=_number(environ, "FLUX_MIN_BACKUP_INTERVAL_DAYS", default.interval_days),
+        retention_count=_number(environ, "FLUX_MIN_BACKUP_RETENTION_COUNT", default.retention_count),
+        retention_days=_number(environ, "FLUX_MIN_BACKUP_RETENTION_DAYS", default.retention_days),
+        restore_max_age_s=_number(environ, "FLUXPLANE_RESTORE_MAX_BACKUP_AGE_S", default.restore_max_age_s),
+        dump_within_s=_number(environ, "FLUXPLANE_BACKUP_WITHIN_S", default.dump_within_s),
+        verify_within_s=_number(environ, "FLUXPLANE_BACKUP_VERIFY_WITHIN_S", default.verify_within_s),
+        scheduled=is_true(environ.get("FLUXPLANE_BACKUP_SCHEDULE")),
+    )
 
 
 def _limits(environ: Mapping[str, str]) -> Limits:

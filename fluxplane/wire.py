@@ -37,7 +37,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=4096)]
 
 # What a plane that has our extensions lists in its plan, and the meaning of each.
-EXTENSIONS: Final = ("renew", "revoke", "grant_id", "audit", "host_keys", "rls_tables")
+EXTENSIONS: Final = ("renew", "revoke", "grant_id", "audit", "host_keys", "rls_tables", "backup_jobs", "restores")
 
 
 class Secret:
@@ -308,6 +308,93 @@ class Verified(Body, frozen=True, omit_defaults=True, kw_only=True):
     plan: str | None = None
     default_mode: str | None = None
     cli_role: str | None = None
+
+
+class Backup(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    One backup of `GET …/backups` (contract §2.6). What is not known is absent, never null.
+
+    From another plane every word of it is taken as it comes; only what is opened or shown is held to a pattern.
+    Extension: `error`, why the dump failed.
+    """
+
+    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    format: Line
+    status: Literal["queued", "running", "complete", "failed"]
+    kind: Literal["project_db", "tenant_export"] | None = None
+    primary_artifact_relative_path: Line | None = None
+    primary_artifact_absolute_path: Line | None = None
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    checksum_sha256: Annotated[str, msgspec.Meta(pattern=r"^[a-f0-9]{64}$")] | None = msgspec.field(
+        default=None, name="checksumSha256"
+    )
+    created_at: Line | None = None
+    completed_at: Line | None = None
+    local_artifact_status: Literal["present", "missing"] | None = None
+    offsite_status: Line | None = None
+    artifact_validation_status: Literal["pending", "artifact_valid", "artifact_invalid"] | None = None
+    artifact_validation_at: Line | None = None
+    artifact_validation_error: str | None = None
+    restore_verification_status: Literal["pending", "restore_verified", "restore_failed", "skipped"] | None = None
+    restore_verification_at: Line | None = None
+    restore_verification_error: str | None = None
+    error: str | None = None
+
+
+class BackupList(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """`GET …/backups`: newest first. Only `backups` is required of a plane."""
+
+    backups: list[Backup]
+    backup_volume_absolute_root: Line | None = None
+    reconciled_at: Line | None = None
+    platform_minimum_backup_freshness: dict[str, Any] | None = None
+
+
+class BackupMade(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """`POST …/backups`: 200 and complete; or with `?wait=0` (extension) 202 and running."""
+
+    backup: Backup
+    platform_minimum_backup_freshness: dict[str, Any] | None = None
+
+
+class BackupVerified(Body, frozen=True, kw_only=True):
+    """`POST …/backups/{id}/verify`: 200; or with `?wait=0` (extension) 202 and `pending`."""
+
+    ok: bool
+    backup_id: str
+    restore_verification_status: Line
+
+
+class BackupProgress(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`."""
+
+    backup_id: str
+    phase: Line | None
+    bytes: int
+    done: bool
+    backup: Backup | None = None
+
+
+class RestoreAsked(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """`POST …/restores` (extension): may this project's database be overwritten?"""
+
+    acknowledged: bool = False
+    skip_backup_check: bool = False
+    reason: str | None = None
+
+
+class RestoreAllowed(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """Its 200; a refusal is 412 with the classification as `code`."""
+
+    restore_id: str
+    ground: Line
+    classification: Line | None = None
+
+
+class RestoreEnded(Body, frozen=True, omit_defaults=True, kw_only=True):
+    """`POST …/restores/{id}` (extension): how it went, for the audit."""
+
+    outcome: Literal["ok", "failed"]
 
 
 class TunnelReport(Body, frozen=True, omit_defaults=True, kw_only=True):

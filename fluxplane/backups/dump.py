@@ -83,8 +83,7 @@ async def _both(counting: Coroutine[Any, Any, Manifest], dumping: Coroutine[Any,
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """pg_dump's own words before the connection's."""
-    ours = failures.subgroup(BackupFailed) or failures
-    return next(programs.leaves(ours))
+    return programs.first(failures.subgroup(BackupFailed) or failures)
 
 
 async def _pg_dump(

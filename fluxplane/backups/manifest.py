@@ -127,7 +127,7 @@ def differences(dumped: Manifest, restored: Manifest) -> list[str]:
 
 
 async def _rows(connection: Connection, table: str) -> int:
-    return int(await connection.fetchval(f"SELECT pg_catalog.count(*) FROM ONLY {table}"))  # noqa: S608 - quoted by %I
+    return int(await connection.fetchval(f"SELECT pg_catalog.count(*) FROM ONLY {table}"))
 
 
 def quoted(identifier: str) -> str:
@@ -158,7 +158,7 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {_OURS} AND NOT {_MEMBER}
 ORDER BY 1
-"""  # noqa: S608 - constants
+"""
 _LARGE_OBJECTS: Final = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata"
 _ROLES: Final = """
 SELECT r.rolname::text AS name FROM pg_catalog.pg_roles r

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,10 @@ CONNECT_WITHIN_S: Final = 10
 
 class BackupFailed(Exception):
     """What went wrong, for the owner of the project and for the operator. Never holds a secret."""
+
+
+class Unable(BackupFailed):
+    """Nothing is wrong with the backup; this machine could not do it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ async def started(
             start_new_session=True,
         )
     except OSError as failure:
-        raise BackupFailed(f"{Path(argv[0]).name} cannot be started: {failure.strerror}") from failure
+        raise Unable(f"{Path(argv[0]).name} cannot be started: {failure.strerror}") from failure
     try:
         yield process
     finally:
@@ -166,42 +170,41 @@ async def run(
         async with (
             asyncio.timeout(within_s),
             started(argv, env=env, within=within, stdout=stdout) as process,
-            _ticking(tick),
+            beside(_ticking(tick)),
         ):
-            said, _ = await asyncio.gather(_tail(process.stderr), _each_line(process.stdout, line))
+            said, _ = await asyncio.gather(tail(process.stderr), _each_line(process.stdout, line))
             return Finished(await process.wait(), said)
     except TimeoutError:
-        raise BackupFailed(f"{Path(argv[0]).name} was not done within {within_s:.0f} s.") from None
+        raise Unable(f"{Path(argv[0]).name} was not done within {within_s:.0f} s.") from None
 
 
 @contextlib.asynccontextmanager
-async def _ticking(tick: Callable[[], object] | None) -> AsyncIterator[None]:
-    """What *tick* raises comes out of the block as it is, not in a group of one."""
-
-    async def forever() -> None:
-        while tick is not None:
-            tick()
-            await asyncio.sleep(TICK_S)
-
+async def beside(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """The block, and *coroutine* as long as that runs; a failure of either ends both and comes out as it is."""
     try:
         async with asyncio.TaskGroup() as group:
-            ticking = group.create_task(forever())
+            task = group.create_task(coroutine)
             yield
-            ticking.cancel()
-    except* BackupFailed as failures:
-        raise next(leaves(failures)) from None
+            task.cancel()
+    except* Exception as failures:  # noqa: BLE001 - raised again, out of its group
+        raise first(failures) from None
 
 
-def leaves(failures: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """What is in a group, however nested."""
-    for one in failures.exceptions:
-        if isinstance(one, BaseExceptionGroup):
-            yield from leaves(one)
-        else:
-            yield one
+def first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure in a group, however nested."""
+    found: BaseException = failures
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
-async def _tail(stream: asyncio.StreamReader | None) -> str:
+async def _ticking(tick: Callable[[], object] | None) -> None:
+    while tick is not None:
+        tick()
+        await asyncio.sleep(TICK_S)
+
+
+async def tail(stream: asyncio.StreamReader | None) -> str:
     kept = b""
     while stream is not None and (more := await stream.read(16 * 1024)):
         kept = (kept + more)[-KEPT_OF_STDERR:]
@@ -247,14 +250,14 @@ def fitting(server_major: int, known: Sequence[binaries.Installation]) -> binari
     least as new.
 
     Raises:
-        BackupFailed: there is none; both versions are named.
+        Unable: there is none; both versions are named.
     """
     able = sorted((one for one in known if one.major >= server_major), key=lambda one: one.major)
     if able:
         return able[0]
     newest = max((one.major for one in known), default=None)
     has = f"this machine's newest is {newest}" if newest else "this machine has none"
-    raise BackupFailed(
+    raise Unable(
         f"The project's server is PostgreSQL {server_major}; its backup needs programs at least as new, and {has}. "
         f"The operator can install postgresql-{server_major}."
     )

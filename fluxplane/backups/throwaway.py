@@ -26,7 +26,7 @@ from typing import Final
 
 from fluxplane import binaries
 from fluxplane.backups import programs
-from fluxplane.backups.programs import BackupFailed, Cage, Login
+from fluxplane.backups.programs import Cage, Login, Unable
 from fluxplane.wire import Secret
 
 MADE_WITHIN_S: Final = 120
@@ -90,7 +90,7 @@ async def throwaway(
     A new, empty, running server below *work*; gone with all it held when the block ends.
 
     Raises:
-        BackupFailed: it cannot be made or started, with the end of what it said.
+        Unable: it cannot be made or started, with the end of what it said.
     """
     bounds = limits or Limits()
     with _home(work) as home:
@@ -120,7 +120,7 @@ def _abandoned(home: Path) -> bool:
 def _home(work: Path) -> Iterator[Path]:
     home = work / (PREFIX + secrets.token_hex(4))
     if len(os.fsencode(home)) > LONGEST_PATH:
-        raise BackupFailed(f"{work} is too long a path for a Unix socket: choose a shorter directory for the backups.")
+        raise Unable(f"{work} is too long a path for a Unix socket: choose a shorter directory for the backups.")
     try:
         home.mkdir(mode=0o700, parents=True)
         with _locked(home):
@@ -129,7 +129,7 @@ def _home(work: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(home, ignore_errors=True)
     except OSError as failure:
-        raise BackupFailed(f"{home} cannot be used: {failure.strerror}") from failure
+        raise Unable(f"{home} cannot be used: {failure.strerror}") from failure
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ async def _reachable(installation: binaries.Installation, who: binaries.Runner, 
     try:
         return await asyncio.to_thread(binaries.reachable, installation, who, work / "bin")
     except binaries.Unusable as failure:
-        raise BackupFailed(str(failure)) from failure
+        raise Unable(str(failure)) from failure
 
 
 async def _initdb(installation: binaries.Installation, home: Path, who: binaries.Runner, password: Secret) -> None:
@@ -165,7 +165,7 @@ async def _initdb(installation: binaries.Installation, home: Path, who: binaries
     )
     file.unlink()
     if done.status != 0:
-        raise BackupFailed(f"The verification's database cannot be made: {done.words()}")
+        raise Unable(f"The verification's database cannot be made: {done.words()}")
 
 
 def _own(home: Path) -> int:
@@ -220,7 +220,7 @@ async def _ready(process: asyncio.subprocess.Process, pid_file: Path, log: Path)
                 if _says_ready(pid_file):
                     return
                 await asyncio.sleep(POLL_S)
-    raise BackupFailed(f"The verification's server did not start: {_last_words(log)}")
+    raise Unable(f"The verification's server did not start: {_last_words(log)}")
 
 
 def _says_ready(pid_file: Path) -> bool:

@@ -21,7 +21,7 @@ import asyncpg
 from fluxplane import binaries
 from fluxplane.backups import manifest, programs
 from fluxplane.backups.manifest import Connection, Manifest
-from fluxplane.backups.programs import BackupFailed, Login
+from fluxplane.backups.programs import BackupFailed, Login, Unable
 from fluxplane.backups.throwaway import DATABASE, Limits, Throwaway, throwaway
 
 LIST_WITHIN_S: Final = 600
@@ -51,7 +51,8 @@ async def verify(
     What the restored database holds, which is what was dumped. *phase* hears what is being done.
 
     Raises:
-        BackupFailed: it does not restore, or not to the same; or a verification cannot be run here.
+        BackupFailed: it does not restore, or not to the same.
+        Unable: a verification cannot be run here; nothing is known about the backup.
     """
     bounds = limits or Limits()
     tools = programs.fitting(archive.manifest.major, programs.installations())
@@ -65,7 +66,7 @@ async def verify(
                 phase("comparing")
                 return await _compare(tools, server, archive)
     except TimeoutError:
-        raise BackupFailed(f"The verification was not done within {within_s:.0f} s.") from None
+        raise Unable(f"The verification was not done within {within_s:.0f} s.") from None
 
 
 async def _prepare(server: Throwaway, archive: Archive) -> str:
@@ -106,7 +107,7 @@ async def _restore(
 ) -> None:
     def room() -> None:
         if shutil.disk_usage(login.host).free < limits.reserve_bytes:
-            raise BackupFailed("The verification was ended: the disk of the backups' work directory is nearly full.")
+            raise Unable("The verification was ended: the disk of the backups' work directory is nearly full.")
 
     async with programs.passfile(login) as passfile:
         done = await programs.run(

@@ -233,11 +233,21 @@ def test_a_socket_from_the_service_manager_is_adopted_and_stays(place: Path):
     assert place.exists()
 
 
-def test_one_that_is_open_to_others_is_refused(place: Path):
+def test_one_that_is_open_to_others_is_closed_to_them(place: Path):
     place.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(place))
         place.chmod(0o666)
+        claim(place, made).release()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+@only_root
+def test_one_of_another_user_is_refused(place: Path):
+    place.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(place))
+        os.chown(place, NOBODY, NOBODY)
         with pytest.raises(SocketUnsafe):
             claim(place, made)
 

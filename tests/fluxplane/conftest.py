@@ -1,5 +1,6 @@
 """The plane's own furniture: a catalogue and a prepared pool per server, a plane that serves, people to ask it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -15,6 +16,8 @@ from fluxplane import api, catalogue, keychain, pool, registry
 from fluxplane.lab.postgres import Server
 from fluxplane.settings import Limits, Settings
 from fluxplane.wire import Secret
+from tests.furniture import leaks
+from tests.furniture.postgres import installation, running
 
 USER = "ada@example.test"
 HIGH = Limits(
@@ -139,7 +142,72 @@ def roles_in(server: Server, pattern: str = "flux_temp_%") -> set[str]:
         return {row[0] for row in link.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE %s", [pattern])}
 
 
-@pytest.fixture
-def admin(each_postgres: Server) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(each_postgres.url().reveal(), autocommit=True) as link:
-        yield link
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A server with a prepared pool and a catalogue; `foundry` and `neighbour` each have tables and rows."""
+
+    server: Server
+    settings: Settings
+    token: Secret
+    foundry: str
+    neighbour: str
+
+    def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        return psycopg.connect(self.server.url(database).reveal(), autocommit=True)
+
+    def serving(self, **changes: Any) -> contextlib.AbstractAsyncContextManager[Caller]:
+        return serving(dataclasses.replace(self.settings, **changes), self.token)
+
+
+FOUNDRY = "5774112"
+NEIGHBOUR = "0a1b2c3"
+
+
+def new_world(server: Server, *, prepared: bool = True, **changes: Any) -> World:
+    async def furnished() -> tuple[Settings, Secret, str, str]:
+        settings = settings_for(server, **changes)
+        token = await furnish(settings, prepared=prepared)
+        return settings, token, await schema_of(settings, FOUNDRY), await schema_of(settings, NEIGHBOUR)
+
+    settings, token, foundry, neighbour = asyncio.run(furnished())
+    fill(server, foundry, "anvil", "bellows")
+    fill(server, neighbour, "their secret")
+    return World(server, settings, token, foundry, neighbour)
+
+
+@pytest.fixture(scope="session")
+def world(each_postgres: Server) -> World:
+    """On every supported major version; tests leave it as they found it."""
+    return new_world(each_postgres)
+
+
+@pytest.fixture(scope="session")
+def world18(pool18: Server) -> World:
+    return new_world(pool18)
+
+
+@pytest.fixture(scope="session", params=[18, 16, 15])
+def open_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A pool with our functions only: PUBLIC may do what it may by default."""
+    with contextlib.ExitStack() as stack:
+        with leaks.lasting():
+            server = stack.enter_context(running(installation(request.param)))
+        yield new_world(server, prepared=False)
+
+
+def leftovers(world: World) -> dict[str, set[Any]]:
+    """Everything in the cluster that a temporary role or its group could have left."""
+    with world.admin() as link:
+        return {
+            what: set(link.execute(query).fetchall())
+            for what, query in {
+                "large objects": "SELECT oid FROM pg_largeobject_metadata",
+                "prepared": "SELECT gid FROM pg_prepared_xacts",
+                "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype::text, defaclacl::text"
+                " FROM pg_default_acl",
+                "settings": "SELECT setrole::regrole::text, setconfig::text FROM pg_db_role_setting WHERE setrole <> 0",
+                "roles": "SELECT rolname FROM pg_roles",
+                "passwords": "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL",
+                "memberships": "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members",
+            }.items()
+        }  # fmt: skip

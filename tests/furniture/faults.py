@@ -106,8 +106,8 @@ class FaultProxy:
             ends.append(there)
             self._writers.add(there)
             await asyncio.gather(self._pump(reader, there, flowing), self._pump(back, writer, flowing))
-        except OSError:
-            pass  # nobody behind: the client finds its connection closed
+        except (OSError, asyncio.CancelledError):
+            pass  # nobody behind, or cut; asyncio's streams take a cancelled handler for a failed one
         finally:
             self._links.discard(link)
             for end in ends:
@@ -120,8 +120,8 @@ class FaultProxy:
         taking = asyncio.create_task(self._take(reader, pipe))
         try:
             await _give(pipe, writer, flowing)
-        except OSError:
-            pass  # the other direction will find out in its own time, as on a real link
+        except (OSError, RuntimeError):
+            pass  # gone, or hung up on; the other direction will find out in its own time, as on a real link
         finally:
             taking.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -2,12 +2,12 @@
 A whole `fluxplane lab`, run by the installed command, one of each kind for the session.
 
 `lab` is the one with the embedded SSH host, `openssh_lab` the one with a real sshd, `each_lab` both in turn. After a
-test that took one of them, no temporary role that began in it is left in the pool.
+test that took one of them, no temporary role that began in it is left in the pool: a test names its lab before its
+`daemon`, so that the daemon ends first.
 """
 
 import contextlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,9 +40,11 @@ class Lab:
         return str(self.facts["postgres"]["dedicated_url"])
 
 
-def launch(directory: Path, log: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def launched(directory: Path, log: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """The command, just started. If it still runs at the end it is ended."""
     with log.open("ab") as out:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [command("fluxplane"), "lab", "--dir", str(directory), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -50,24 +52,30 @@ def launch(directory: Path, log: Path, *arguments: str, **environment: str) -> s
             env=clean_environment(log.parent, **environment),
             cwd=log.parent,
         )
+    try:
+        yield process
+    finally:
+        end(process)
 
 
 @contextlib.contextmanager
 def running_lab(directory: Path, *arguments: str, **environment: str) -> Iterator[Lab]:
     """A lab in *directory*, ready; stopped by SIGTERM, without a process left."""
     log = directory.with_name(directory.name + ".log")
-    process = launch(directory, log, *arguments, **environment)
-    try:
-        ready = directory / "lab.json"
-        wait_until(lambda: ready.exists() or process.poll() is not None, "lab.json", within_s=60)
-        assert process.poll() is None, log.read_text()
-        yield Lab(directory, log, process, exported(directory / "env"), json.loads(ready.read_text()))
-    finally:
+    with launched(directory, log, *arguments, **environment) as process:
+        wait_until_ready(directory, process, log)
+        facts = json.loads((directory / "lab.json").read_text())
+        yield Lab(directory, log, process, exported(directory / "env"), facts)
         below = list(descendants(process.pid))
-        code = end(process)
-        assert code == 0, log.read_text()
+        assert end(process) == 0, log.read_text()
         assert alive(below) == []
         assert "Traceback" not in log.read_text()
+
+
+def wait_until_ready(directory: Path, process: subprocess.Popen, log: Path) -> None:
+    ready = directory / "lab.json"
+    wait_until(lambda: ready.exists() or process.poll() is not None, "lab.json", within_s=60)
+    assert process.poll() is None, log.read_text()
 
 
 def _session_lab(*arguments: str) -> Iterator[Lab]:
@@ -105,7 +113,3 @@ def each_lab(request: pytest.FixtureRequest) -> Lab:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Lab)
     return found
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0
