@@ -153,7 +153,12 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
 async def _http(api: Api, claim: safesocket.Claim) -> AsyncIterator[None]:
     """The API on the claimed socket."""
     runner = web.AppRunner(
-        api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=ANSWERS_WITHIN_S
+        api.application(),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=ANSWERS_WITHIN_S,
+        # How long the rest of a refused body is read away, so that the answer is not lost in a reset.
+        lingering_time=1.0,
     )
     await runner.setup()
     try:

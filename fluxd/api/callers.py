@@ -27,7 +27,7 @@ from fluxd.safesocket import peer_uid
 T = TypeVar("T")
 
 LARGEST_BODY: Final = 64 * 1024
-BODY_WITHIN_S: Final = 10.0
+BODY_WITHIN_S: Final = 5.0
 
 
 def check(request: web.BaseRequest) -> None:
@@ -71,7 +71,7 @@ async def body(request: web.Request, kind: type[T]) -> T:
 
     Raises:
         BadRequest: not JSON, or not of that shape; the detail names the field, never its value.
-        BodyTooLarge, BodyTooSlow: more than 64 KiB, or not there within 10 s.
+        BodyTooLarge, BodyTooSlow: more than 64 KiB, or not there within 5 s.
     """
     try:
         async with asyncio.timeout(BODY_WITHIN_S):

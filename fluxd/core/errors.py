@@ -88,7 +88,7 @@ class BodyTooLarge(FluxError):
 class BodyTooSlow(FluxError):
     code, status, exit_code = "body_too_slow", 408, USAGE
     summary = "The request's body did not arrive in time."
-    hint = "Send it within 10 s of its headers."
+    hint = "Send it within 5 s of its headers."
 
 
 class APIVersionUnsupported(FluxError):
