@@ -29,7 +29,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "A body has at most 64 KiB; see /openapi.json.",
         2,
     ),
-    "body_too_slow": ("The request's body did not arrive in time.", "Send it within 10 s of its headers.", 2),
+    "body_too_slow": ("The request's body did not arrive in time.", "Send it within 5 s of its headers.", 2),
     "api_version_unsupported": (
         "The client and fluxd speak different versions of the socket's contract.",
         "Upgrade the older of the two, then restart the daemon: `fluxctl service restart`.",
