@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from fluxplane import access, api, audit, catalogue, doctor, pool, registry, roles
+from fluxplane import access, api, audit, bastion, catalogue, doctor, pool, registry, roles
 from fluxplane.backups import jobs
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import Refusal
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _token(_group(commands, "token", "their tokens"))
     _project(_group(commands, "project", "their projects"))
     _pool(_group(commands, "pool", "the shared Postgres of v2 projects"))
+    _bastion(commands)
     if importlib.util.find_spec("fluxplane.lab.cli"):
         importlib.import_module("fluxplane.lab.cli").add(commands)
     return parser
@@ -121,6 +122,16 @@ def _pool(commands: Any) -> None:
     prepare.add_argument("--dry-run", action="store_true", help="only print what would change")
     prepare.add_argument("--functions-only", action="store_true", help="install the functions, close nothing")
     prepare.add_argument("--allow", action="append", default=[], metavar="ROLE", help="a login that keeps its access")
+
+
+def _bastion(commands: Any) -> None:
+    config = _command(commands, "bastion-config", _bastion_config, "print a forwarding-only account for the SSH host")
+    config.add_argument("--user", help="with --hash: for a v1 project of this person; without: for the pool")
+    config.add_argument("--hash")
+    config.add_argument("--account", default="flux-tunnel", help="its name on the SSH host (default: %(default)s)")
+    config.add_argument("--key", action="append", default=[], metavar="FILE", help="a public key that may use it")
+    config.add_argument("--docker", action="store_true", help="names do not resolve there: let it ask docker by sudo")
+    config.add_argument("--part", choices=bastion.PARTS, help="only this file's text")
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -258,6 +269,38 @@ async def _prepare(arguments: argparse.Namespace) -> int:
             allow=tuple(arguments.allow),
         )
     return _print_changes(changes)
+
+
+async def _bastion_config(arguments: argparse.Namespace) -> int:
+    made = bastion.Bastion(
+        account=arguments.account,
+        databases=(await _database(arguments),),
+        keys=tuple(_key_line(Path(name)) for name in arguments.key),
+        docker=arguments.docker,
+    )
+    print(made.text(arguments.part), end="")
+    return 0
+
+
+async def _database(arguments: argparse.Namespace) -> bastion.Database:
+    settings = _settings()
+    if arguments.hash is None:
+        return bastion.Database(settings.pool_host, settings.pool_port, settings.pool_container)
+    if arguments.user is None:
+        raise OperatorError("A hash is unique per person only: give --user too.")
+    async with catalogue.connect(settings) as store:
+        project = await _named(store, arguments.user, arguments.hash)
+    if project.mode == V2:
+        raise OperatorError(f"{project.slug} is a pooled project: leave --user and --hash out for the pool's account.")
+    place = access.dedicated_database(project)
+    return bastion.Database(place.internal_host, place.internal_port, place.container_name, place.docker_network_name)
+
+
+def _key_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as failure:
+        raise OperatorError(f"{path} is not a public key that can be read.") from failure
 
 
 def _print_changes(changes: list[str]) -> int:

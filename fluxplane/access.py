@@ -114,19 +114,24 @@ def _capabilities(*, pooled: bool, readonly: bool, readwrite: bool) -> wire.Capa
     )
 
 
+def dedicated_database(project: Project) -> wire.DedicatedDatabase:
+    """Where a v1 project's Postgres is, in the SSH host's words."""
+    return wire.DedicatedDatabase(
+        database_name="postgres",
+        username="postgres",
+        internal_host=project.internal_host or project.container_name,
+        internal_port=project.internal_port or 5432,
+        container_name=project.container_name,
+        docker_network_name=project.network_name,
+        ssl_mode="disable",
+    )
+
+
 def _dedicated(project: Project, common: dict[str, Any]) -> wire.DedicatedPlan:
     return wire.DedicatedPlan(
         **common,
         scope="whole_database",
-        database=wire.DedicatedDatabase(
-            database_name="postgres",
-            username="postgres",
-            internal_host=project.internal_host or project.container_name,
-            internal_port=project.internal_port or 5432,
-            container_name=project.container_name,
-            docker_network_name=project.network_name,
-            ssl_mode="disable",
-        ),
+        database=dedicated_database(project),
         credential_strategy="project_postgres_password",
         # The one user is a superuser: nothing there is read-only.
         capabilities=_capabilities(pooled=False, readonly=False, readwrite=True),
