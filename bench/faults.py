@@ -73,7 +73,7 @@ class Contender:
         """Seconds until a client that begins now, and tries again as often as it takes, has its answer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.patience_s):
-                while True:
+                while not self.is_gone():
                     with contextlib.suppress(psycopg.OperationalError):
                         await self.query()
                         return elapsed(since)
@@ -86,6 +86,10 @@ class Contender:
             async with asyncio.timeout(self.patience_s):
                 return await self.noticed() - since
         return NEVER
+
+    def is_gone(self):
+        """Whether its process has ended, so that waiting is of no use."""
+        return False
 
     def listener(self):
         """The inode of its listening socket: another one is another listener."""
@@ -211,6 +215,9 @@ class SSH(Contender):
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait)
+
+    def is_gone(self):
+        return self.process.poll() is not None
 
     def ssh_pid(self):
         return self.pid if self.process.poll() is None else None

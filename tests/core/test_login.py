@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scramp import ScramMechanism
 
-from fluxd.core import errors
+from fluxd.core import errors, login
 from fluxd.core.login import PROBE, Login, Unproven, read_probe_answer
 from fluxd.core.pgreply import BackendKeyData
 from fluxd.core.pgwire import Startup, error_response, notice_response, take_first_packet
@@ -147,6 +147,21 @@ def test_a_server_that_wants_us_busy_is_refused(iterations):
 def test_messages_out_of_order_are_refused(early):
     with pytest.raises((errors.UpstreamNotPostgres, Unproven)):
         new_login().feed(early)
+
+
+@pytest.mark.parametrize("again", [auth(10, SASL), auth(3), auth(5, b"salt"), auth(99)])
+def test_a_server_may_not_begin_anew_in_the_middle(again):
+    client = new_login()
+    client.feed(auth(10, SASL))
+    with pytest.raises(errors.UpstreamNotPostgres, match="PostgreSQL") as caught:
+        client.feed(again)
+    assert "out of order" in caught.value.detail
+
+
+def test_as_much_work_as_is_allowed_is_done():
+    server, client = Server(iterations=login.MOST_ITERATIONS // 100), new_login()
+    client.feed(server.verdict(client.feed(challenged(server, client))))
+    assert client.proven
 
 
 def test_a_refused_role_is_a_failed_login_with_the_server_s_words():

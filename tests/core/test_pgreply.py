@@ -174,6 +174,10 @@ def test_the_bound_is_the_caller_s():
         take_message(bytearray(raw), largest=104)
 
 
+def test_a_cancel_key_may_have_256_bytes():
+    assert take_message(bytearray(message(b"K", bytes(4 + 256)))) == BackendKeyData(0, bytes(256))
+
+
 def test_the_offered_mechanisms_are_read():
     offered = pack("!i", 10) + b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
     assert take_message(bytearray(message(b"R", offered))).mechanisms == ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]
