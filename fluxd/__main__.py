@@ -31,6 +31,7 @@ from fluxd.keychain import SystemKeyring
 from fluxd.plane import ControlPlane, Tokens
 from fluxd.settings import Settings
 from fluxd.systemd import Manager
+from fluxd.tunnels.listeners import Listeners
 from fluxd.tunnels.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -128,8 +129,14 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
     control = await organs.enter_async_context(ControlPlane())
     tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
     doctor = Doctor(socket=claim.path, state_dir=chosen.state_dir, control=control, tokens=tokens, keyring=keyring)
+    listeners = Listeners(manager)
     supervisor = Supervisor(
-        control=control, tokens=tokens, state_dir=chosen.state_dir, settings=chosen.tunnels, clock=clock
+        control=control,
+        tokens=tokens,
+        state_dir=chosen.state_dir,
+        settings=chosen.tunnels,
+        clock=clock,
+        listeners=listeners,
     )
     api = Api(
         Organs(
@@ -146,7 +153,7 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
     organs.push_async_callback(_drain, supervisor)
     organs.callback(api.stopping.set)
     await organs.enter_async_context(_watched(manager))
-    manager.discard_untaken()
+    listeners.discard_untaken()
 
 
 @asynccontextmanager

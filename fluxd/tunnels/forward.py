@@ -98,7 +98,16 @@ def _bind_problem(error: OSError, host: str, port: int) -> FluxError:
 class Forward:
     """One listener and its relays. `start` accepts, `stop_listening` no longer does, `close_relays` ends the rest."""
 
-    def __init__(self, sockets: list[socket.socket], *, open_channel: OpenChannel, observe: Observer) -> None:
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        *,
+        open_channel: OpenChannel,
+        observe: Observer,
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*freed* is called once the port is given up."""
+        self._freed = freed
         self.port = int(sockets[0].getsockname()[1])
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
@@ -128,6 +137,7 @@ class Forward:
             server.close()
         for listener in self._sockets:
             listener.close()
+        self._freed()
 
     async def close_relays(self, *, within_s: float = 1.0) -> None:
         """End every relay: what Postgres said last is still delivered, then no client is waited for."""

@@ -34,12 +34,14 @@ from fluxd.journal import Journal, Key
 from fluxd.plane import Caller, ControlPlane, Tokens
 from fluxd.portbook import PortBook
 from fluxd.settings import TunnelSettings
+from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
 from .dial import Destination, Dialling
 from .events import Events
-from .forward import Forward, bind
+from .forward import Forward
 from .grants import Grants, Minted, Terms, credential
+from .listeners import Listeners
 from .ssh import Host
 from .sshconfig import unhonoured
 from .tunnel import Facts, House, Tunnel, Wish, new_id
@@ -59,13 +61,21 @@ class Supervisor:
     """Every tunnel of this daemon. `start` it in a running loop; `aclose` leaves nothing."""
 
     def __init__(
-        self, *, control: ControlPlane, tokens: Tokens, state_dir: Path, settings: TunnelSettings, clock: Clock
+        self,
+        *,
+        control: ControlPlane,
+        tokens: Tokens,
+        state_dir: Path,
+        settings: TunnelSettings,
+        clock: Clock,
+        listeners: Listeners | None = None,
     ) -> None:
         self._control = control
         self._settings = settings
         self._clock = clock
         self._journal = Journal(state_dir)
         self._ports = PortBook(state_dir)
+        self._listeners = listeners or Listeners(Manager())
         self._events = Events(clock)
         self._grants = Grants(control=control, tokens=tokens, journal=self._journal, clock=clock)
         self._house = House(self._grants, self._journal, self._events, clock, settings.client_waits_s)
@@ -221,7 +231,7 @@ class Supervisor:
 
     async def _bound(self, tunnel: Tunnel, requested: int | None, *, strict: bool) -> Forward:
         """A forward on the tunnel's own port; the first time, and when that is busy, on the next free one."""
-        key, busy = tunnel.facts.key, set[int]()
+        key, busy, host = tunnel.facts.key, set[int](), tunnel.facts.local_host
         async with self._binding:
             while True:
                 port = ports.propose_port(
@@ -233,7 +243,7 @@ class Supervisor:
                     first=self._settings.first_port,
                 )
                 try:
-                    sockets = bind(tunnel.facts.local_host, port)
+                    sockets = self._listeners.bind(host, port)
                     break
                 except PortTaken:
                     busy.add(port)
@@ -243,8 +253,14 @@ class Supervisor:
             except BaseException:
                 for listener in sockets:
                     listener.close()
+                self._listeners.free(host, port)
                 raise
-        return Forward(sockets, open_channel=tunnel.open_channel, observe=tunnel.observe)
+        return Forward(
+            sockets,
+            open_channel=tunnel.open_channel,
+            observe=tunnel.observe,
+            freed=lambda: self._listeners.free(host, port),
+        )
 
     async def _keep_port(self, tunnel: Tunnel, port: int, usual: int | None, requested: int | None) -> None:
         if usual is None:
@@ -372,6 +388,7 @@ class Supervisor:
     async def aclose(self) -> None:
         """Close every tunnel, end every grant, keep nothing running. What could not be confirmed stays journaled."""
         self._closing = True
+        self._listeners.hand_over()
         tunnels = list(self._tunnels.values())
         for tunnel in tunnels:
             tunnel.close()

@@ -1,6 +1,5 @@
 """fluxd.systemd against a real notification socket, and in a real child process that was handed descriptors."""
 
-import array
 import asyncio
 import json
 import os
@@ -13,35 +12,7 @@ from pathlib import Path
 import pytest
 
 from fluxd.systemd import Manager
-
-
-class Ear:
-    """What systemd is to a service: a datagram socket."""
-
-    def __init__(self, address: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self._socket.settimeout(5)
-
-    def heard(self) -> tuple[list[str], list[int]]:
-        """The next message: its assignments, and the descriptors that came along."""
-        data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(16 * 4))
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-            fds.frombytes(content)
-        return data.decode().splitlines(), list(fds)
-
-    def silent(self) -> bool:
-        self._socket.setblocking(False)
-        try:
-            self._socket.recv(1)
-        except BlockingIOError:
-            return True
-        return False
-
-    def close(self) -> None:
-        self._socket.close()
+from tests.furniture.ear import Ear
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -184,6 +155,7 @@ os.environ.update(LISTEN_PID=pid or str(os.getpid()), LISTEN_FDS=str(len(wanted)
 if names is not None:
     os.environ["LISTEN_FDNAMES"] = names
 from fluxd.systemd import Manager
+from tests.furniture.ear import Ear
 found = Manager.of(os.environ).handed
 shown = {name: [(one.getsockname()[1], one.get_inheritable()) for one in found[name]] for name in found}
 print(json.dumps(shown))
