@@ -59,6 +59,7 @@ class Wishes:
     ssh: SSHKind = "embedded"
     listen: tuple[str, int] | None = None
     allow_readwrite: bool = False
+    contract_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,7 @@ def _settings(directory: Directory, wishes: Wishes, pooled: Server, ssh: Embedde
         pool_port=pool_port,
         pool_container=POOL_CONTAINER,
         allow_readwrite=wishes.allow_readwrite,
+        contract_only=wishes.contract_only,
         limits=LIMITS,
         backups=BackupSettings(directory=directory.path / "backups"),
     )

@@ -35,6 +35,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--dir", type=Path, help="keep everything here, for the next run too (default: temporary)")
     parser.add_argument("--ssh", choices=("embedded", "openssh"), default="embedded", help="which kind of SSH host")
     parser.add_argument("--listen", type=loopback_address, metavar="HOST:PORT", help="the control plane's address")
+    parser.add_argument(
+        "--contract-only", action="store_true", help="without our extensions, as the existing platform is"
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,6 +63,7 @@ async def run(arguments: argparse.Namespace) -> int:
     wishes = box.Wishes(
         ssh=arguments.ssh,
         listen=arguments.listen,
+        contract_only=arguments.contract_only,
         allow_readwrite=os.environ.get(READWRITE, "").strip().lower() in {"1", "true", "yes"},
     )
     try:

@@ -96,6 +96,21 @@ def session_openssh_lab() -> Iterator[Lab]:
     yield from _session_lab("--ssh", "openssh")
 
 
+@pytest.fixture(scope="session")
+def session_contract_lab() -> Iterator[Lab]:
+    yield from _session_lab("--contract-only")
+
+
+@pytest.fixture
+def contract_lab(session_contract_lab: Lab) -> Lab:
+    """
+    A lab whose control plane has none of our extensions.
+
+    It cannot revoke: its roles end at their expiry, so that no test may ask for none to be left.
+    """
+    return session_contract_lab
+
+
 @pytest.fixture
 def lab(session_embedded_lab: Lab) -> Iterator[Lab]:
     with no_role_left(session_embedded_lab.pool_admin_url):
