@@ -28,6 +28,7 @@ from fluxd.clock import Clock
 from fluxd.core.errors import FluxError, SocketUnsafe
 from fluxd.doctor import Doctor
 from fluxd.keychain import SystemKeyring
+from fluxd.metrics import Metrics
 from fluxd.plane import ControlPlane, Tokens
 from fluxd.settings import Settings
 from fluxd.systemd import Manager
@@ -125,8 +126,8 @@ def _activated(manager: Manager, path: Path) -> socket | None:
 
 async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager) -> None:
     """Start every organ; *organs* stops them in the opposite order."""
-    clock, keyring = Clock(), SystemKeyring()
-    control = await organs.enter_async_context(ControlPlane())
+    clock, keyring, metrics = Clock(), SystemKeyring(), Metrics(version=VERSION)
+    control = await organs.enter_async_context(ControlPlane(metrics.plane_answered))
     tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
     doctor = Doctor(socket=claim.path, state_dir=chosen.state_dir, control=control, tokens=tokens, keyring=keyring)
     listeners = Listeners(manager)
@@ -138,6 +139,12 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
         clock=clock,
         listeners=listeners,
     )
+    metrics.watch(
+        tunnels=supervisor.list,
+        hosts=supervisor.hosts,
+        pending=supervisor.pending_revocations,
+        happened=supervisor.happened,
+    )
     api = Api(
         Organs(
             tunnels=supervisor,
@@ -145,6 +152,7 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
             tokens=tokens,
             logins=keyring,
             doctor=doctor,
+            metrics=metrics,
             clock=clock,
             socket=claim.path,
         )

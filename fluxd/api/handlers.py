@@ -24,6 +24,7 @@ from fluxd.api.problems import Handler, answer, spoken, versioned
 from fluxd.api.routes import ROUTES
 from fluxd.clock import Clock
 from fluxd.core import errors
+from fluxd.metrics import MEDIA_TYPE, Metrics
 from fluxd.plane import Caller, ControlPlane, Tokens
 
 VERSION: Final = version("flux-db-access")
@@ -73,6 +74,7 @@ class Organs:
     tokens: Tokens
     logins: Logins
     doctor: Physician
+    metrics: Metrics
     clock: Clock
     socket: Path
 
@@ -86,6 +88,7 @@ class Api:
         self._tokens = organs.tokens
         self._logins = organs.logins
         self._doctor = organs.doctor
+        self._metrics = organs.metrics
         self._clock = organs.clock
         self._socket = organs.socket
         self._started = organs.clock.now()
@@ -289,6 +292,9 @@ class Api:
 
     async def health(self, _request: web.Request) -> web.Response:
         return answer(self._doctor.health())
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": MEDIA_TYPE})
 
     async def contract(self, _request: web.Request) -> web.Response:
         return web.Response(text=self._contract, content_type="application/json")

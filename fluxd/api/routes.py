@@ -165,5 +165,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         takes_ssh=True,
     ),
     Route("GET", "/healthz", "health", "Alive, and able to open a tunnel?", {200: wire.Health}),
+    Route("GET", "/metrics", "metrics", "For Prometheus", {200: str}, media="text/plain"),
     Route("GET", "/openapi.json", "contract", "This document", {200: dict[str, Any]}),
 )

@@ -34,6 +34,7 @@ MOST_REDIRECTS: Final = 3
 # A rate-limited GET waits this long by itself, once; longer pauses are the caller's business.
 PATIENCE_S: Final = 3.0
 
+Observer = Callable[[str, float, str], None]
 Judge = Callable[[Refusal], type[errors.FluxError] | None]
 
 
@@ -73,7 +74,9 @@ class _AuditAnswer(wire.Body, frozen=True):
 class ControlPlane:
     """Every control plane this daemon talks to. Leave it (`async with`, or `aclose`) to close its connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observer | None = None) -> None:
+        """*observe* hears of every request: its route's name, how long it took, `ok` or the problem's code."""
+        self._observe = observe or (lambda _route, _took_s, _outcome: None)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -223,13 +226,20 @@ class ControlPlane:
     ) -> Reply:
         """The plane's 2xx answer; anything else is raised as the problem it is."""
         data = None if body is None else wire.encode(body)
-        reply = await self._exchange(
-            method, f"{base}/cli/v1{path}", query or {}, data, {**_headers(base, token, data), **(headers or {})}
-        )
-        if 200 <= reply.status < 300:
-            return reply
-        said = answers.refusal(reply, token)
-        raise answers.problem(said, base, judge(said) if judge else None)
+        named = {**_headers(base, token, data), **(headers or {})}
+        began, outcome = _now(), "cancelled"
+        try:
+            reply = await self._exchange(method, f"{base}/cli/v1{path}", query or {}, data, named)
+            if not 200 <= reply.status < 300:
+                said = answers.refusal(reply, token)
+                raise answers.problem(said, base, judge(said) if judge else None)
+            outcome = "ok"
+        except errors.FluxError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._observe(_route(method, path), _now() - began, outcome)
+        return reply
 
     async def _exchange(
         self, method: str, url: str, query: Mapping[str, str], data: bytes | None, headers: Mapping[str, str]
@@ -294,6 +304,11 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > LARGEST_ANSWER:
             raise errors.PlaneAnswerInvalid(f"The control plane's answer is larger than {LARGEST_ANSWER} bytes.")
     return bytes(body)
+
+
+def _route(method: str, path: str) -> str:
+    """*path* without what differs from project to project: a name for statistics."""
+    return f"{method} {re.sub(r'(?<=/projects/)[^/]+|(?<=/grants/)[^/]+', '*', path)}"
 
 
 def _headers(base: str, token: wire.Secret | None, data: bytes | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ and never costs more than `BACKLOG` events.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -28,6 +28,8 @@ class Events:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seq = 0
+        # How often each thing has happened, told or not.
+        self.counts: Counter[str] = Counter()
         self._readers: set[Reader] = set()
 
     def emit(
@@ -41,6 +43,7 @@ class Events:
     ) -> None:
         """Tell every reader whom it concerns. *tunnel* and *host* are asked only if there is one."""
         self._seq += 1
+        self.counts[name] += 1
         if not self._readers:
             return
         event = wire.Event(

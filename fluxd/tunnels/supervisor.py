@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -294,6 +294,10 @@ class Supervisor:
             ids = ", ".join(f"{tunnel.facts.id} ({tunnel.facts.key.access})" for tunnel in found)
             raise TunnelAmbiguous(f"Several tunnels go by the name {name!r}: {ids}.")
         return found[0]
+
+    def happened(self) -> Mapping[str, int]:
+        """How often each event has happened since the daemon's start."""
+        return self._events.counts
 
     def pending_revocations(self) -> int:
         return self._grants.pending()
