@@ -146,7 +146,7 @@ def test_v2_never_exposes_pooled_credentials(daemon: Daemon, lab: Lab):
 
 def test_readwrite_where_the_platform_enables_it(daemon: Daemon):
     with enterable_directory("flux-rw-") as home, running_lab(home / "lab", FLUX_DB_ACCESS_ALLOW_READWRITE="1") as lab:
-        write = "INSERT INTO alloys (name) SELECT 'x' WHERE false RETURNING 1"
+        write = "BEGIN READ WRITE; INSERT INTO alloys (name) SELECT 'x' WHERE false; COMMIT"
         refused = daemon.flux("db", "shell", *FOUNDRY, "-c", write, env=lab.env)
         assert "permission denied" in refused.stderr
         done = daemon.flux("db", "shell", *FOUNDRY, "--readwrite", "-c", write, env=lab.env)
