@@ -17,7 +17,14 @@ from typing import Any, Final
 
 from fluxd import wire
 from fluxd.clock import Clock
-from fluxd.core.errors import FluxError, SSHLost, UpstreamLoginFailed, UpstreamWrongServer
+from fluxd.core.errors import (
+    FluxError,
+    SSHLost,
+    UpstreamLoginFailed,
+    UpstreamRefused,
+    UpstreamUnreachable,
+    UpstreamWrongServer,
+)
 from fluxd.core.lifecycle import Command, Event, Lifecycle, Phase
 from fluxd.core.login import Unproven
 from fluxd.core.resolver import Upstream, locate
@@ -315,8 +322,10 @@ class Tunnel:
             return self.upstream
 
     def _address_is_old(self) -> bool:
-        old = self._house.clock.now() - self._located_at > ADDRESS_FRESH_S
-        return old and self.upstream is not None and self.upstream.method == "docker_inspect"
+        return self._address_may_move() and self._house.clock.now() - self._located_at > ADDRESS_FRESH_S
+
+    def _address_may_move(self) -> bool:
+        return self.upstream is not None and self.upstream.method == "docker_inspect"
 
     async def _open_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         upstream = await self._fresh_upstream()
@@ -336,11 +345,17 @@ class Tunnel:
             raise unreachable(self.host, self._house.client_waits_s) from error
 
     async def _channel(self, protocol: Callable[[], asyncio.Protocol]) -> ChannelTransport:
+        asked_again = False
         while True:
             await self.host.wait_up()
             try:
                 upstream = await self._fresh_upstream()
                 return await self.host.open_channel(protocol, upstream.connect_to, upstream.port)
+            except (UpstreamRefused, UpstreamUnreachable):
+                # A container that came back has another address, whose age says nothing about that.
+                if asked_again or not self._address_may_move():
+                    raise
+                asked_again, self._located_at = True, float("-inf")
             except SSHLost:
                 # It went while we asked; the client has done nothing wrong and waits on.
                 await asyncio.sleep(0.05)

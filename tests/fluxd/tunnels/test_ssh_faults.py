@@ -115,6 +115,31 @@ def held():
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
+async def test_a_container_that_comes_back_at_another_address_is_found_at_once(rig, pool18):
+    """Not only when the address that docker gave is old: nobody listens there any more."""
+    container = f"flux-{V1_HASH}-yeastcoast-db"
+    async with fault_proxy(pool18.port, host="127.0.0.2", port=pool18.port):
+        rig.host.know_container(container, pool18.port, {"flux-network": "127.0.0.2"})
+        opened = await rig.open(V1_HASH)
+        assert opened.tunnel.upstream == f"127.0.0.2:{pool18.port}"
+        assert await rig.ask(opened) == "postgres"
+    rig.host.know_container(container, pool18.port)
+    assert await rig.ask(opened) == "postgres"
+    assert rig.up.show("yeastcoast").upstream == f"127.0.0.1:{pool18.port}"
+
+
+async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
+    container = f"flux-{V1_HASH}-yeastcoast-db"
+    async with fault_proxy(pool18.port, host="127.0.0.2", port=pool18.port):
+        rig.host.know_container(container, pool18.port, {"flux-network": "127.0.0.2"})
+        opened = await rig.open(V1_HASH)
+    async with told(rig) as names:
+        with pytest.raises(psycopg.OperationalError):
+            await rig.ask(opened)
+        await until(lambda: "client_refused" in {name for name, _ in names}, "the reason")
+    assert next(problem for name, problem in names if name == "client_refused").code.startswith("upstream_")
+
+
 async def test_a_dead_host_is_nothing_to_the_tunnels_of_another(faulty_rig, contract_plane, pool18):
     """The second tunnel goes to the same sshd by a way of its own."""
     async with fault_proxy(faulty_rig.host.proxy.behind) as other_way:
