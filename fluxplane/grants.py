@@ -66,8 +66,8 @@ class Row:
 _COLUMNS: Final = (
     "grant_id, project_id, user_id, username, access, state, nonce, ttl_s, created_at, expires_at, max_expires_at,"
     " end_reason, attempts, last_error,"
-    " extract(epoch FROM expires_at - clock_timestamp())::float8 AS left_s,"
-    " extract(epoch FROM max_expires_at - clock_timestamp())::float8 AS max_left_s"
+    " extract(epoch FROM expires_at - statement_timestamp())::float8 AS left_s,"
+    " extract(epoch FROM max_expires_at - statement_timestamp())::float8 AS max_left_s"
 )
 
 
