@@ -134,8 +134,8 @@ async def _insert(link: Any, grant_id: str, actor: Actor, project: Project, ask:
             "INSERT INTO grants (grant_id, project_id, user_id, token_id, username, access, state, nonce, ttl_s,"
             " expires_at, max_expires_at, due_at)"
             " VALUES ($1, $2, $3, $4, $5, $6, 'minting', $7, $8::integer,"
-            " clock_timestamp() + make_interval(secs => $8::integer),"
-            " clock_timestamp() + make_interval(secs => $9), clock_timestamp() + make_interval(secs => $10))"
+            " statement_timestamp() + make_interval(secs => $8::integer),"
+            " statement_timestamp() + make_interval(secs => $9), statement_timestamp() + make_interval(secs => $10))"
             f" ON CONFLICT DO NOTHING RETURNING {_COLUMNS}",
             grant_id,
             project.id,
@@ -238,7 +238,7 @@ async def renew(store: Catalogue, roles: Roles, actor: Actor, grant_id: str, ttl
         more_s = policy.renewed_ttl(ttl_s, known.access, left_of_max_s=known.max_left_s)
         renewed = await link.fetchrow(
             "UPDATE grants SET (expires_at, due_at) = (SELECT t, t FROM (SELECT least(max_expires_at,"
-            " greatest(expires_at, clock_timestamp() + make_interval(secs => $2)))) AS s (t))"
+            " greatest(expires_at, statement_timestamp() + make_interval(secs => $2)))) AS s (t))"
             f" WHERE grant_id = $1 RETURNING {_COLUMNS}",
             grant_id,
             more_s,
