@@ -129,7 +129,11 @@ class Forward:
         """Accept clients; those that came since the port was bound are waiting already."""
         loop = asyncio.get_running_loop()
         for listener in self._sockets:
-            self._servers.append(await loop.create_server(lambda: Relay(self), sock=listener, backlog=BACKLOG))
+            # Ours before it serves: were this cancelled in between, the loop would watch a socket that nobody closes.
+            server = await loop.create_server(lambda: Relay(self), sock=listener, start_serving=False)
+            self._servers.append(server)
+        for server in self._servers:
+            await server.start_serving()
 
     def stop_listening(self) -> None:
         """Free the port at once. Relays go on."""

@@ -254,7 +254,7 @@ class Grants:
     async def _end(self, record: GrantRecord) -> None:
         await self._settle()
         backoff = Backoff(cap_s=60.0)
-        while record.revocable and not self._surely_over(record):
+        while record.revocable:
             try:
                 if await self._revoked(record):
                     break
@@ -263,6 +263,8 @@ class Grants:
                 log.warning("ending a grant of %s: %s (%s)", record.project, problem.message, problem.code)
                 backoff = backoff.failed(self._clock.now(), random.random())  # noqa: S311 - jitter
                 pause = max(backoff.wait_s(self._clock.now()), problem.retry_after_s or 0.0)
+            if self._surely_over(record):
+                break
             await asyncio.sleep(pause)
         self._drop(record)
         await self._settle()
