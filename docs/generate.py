@@ -63,6 +63,11 @@ PASSED_THROUGH: Final[tuple[Any, ...]] = (
     fluxplane.wire.Credentials,
     fluxplane.wire.Activity,
     fluxplane.wire.Project,
+    fluxplane.wire.BackupList,
+    fluxplane.wire.BackupMade,
+    fluxplane.wire.BackupProgress,
+    fluxplane.wire.BackupVerified,
+    fluxplane.wire.RestoreAllowed,
 )
 
 
@@ -166,6 +171,16 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {{
     )
 
 
+# --------------------------------------------------------------- fluxctl/gate.py
+
+
+def gate() -> str:
+    """`fluxctl/gate.py`: the control plane's own gate, which the client may not import."""
+    source = (ROOT / "fluxplane/backups/gate.py").read_text(encoding="utf-8")
+    head, quotes, rest = source.partition('"""\n\nfrom __future__')
+    return f"{head}\n{NOT_BY_HAND} Its truth is fluxplane/backups/gate.py.\n{quotes}{rest}"
+
+
 # ------------------------------------------------------- docs/troubleshooting.md
 
 EXIT_CODES: Final = {
@@ -219,6 +234,7 @@ FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/api/openapi.json": lambda: openapi.text(api.ROUTES, version=api.VERSION),
     "fluxd/shapes.py": shapes,
     "fluxctl/problems.py": problems,
+    "fluxctl/gate.py": gate,
     "docs/troubleshooting.md": troubleshooting,
 }
 

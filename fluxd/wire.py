@@ -19,10 +19,16 @@ from fluxplane.wire import (
     Access,
     Activity,
     AuditEvent,
+    Backup,
+    BackupList,
+    BackupMade,
+    BackupProgress,
+    BackupVerified,
     Credentials,
     ListedProject,
     Mode,
     Project,
+    RestoreAllowed,
     Secret,
     decode,
     encode,
@@ -32,10 +38,16 @@ __all__ = [
     "Access",
     "Activity",
     "AuditEvent",
+    "Backup",
+    "BackupList",
+    "BackupMade",
+    "BackupProgress",
+    "BackupVerified",
     "Credentials",
     "ListedProject",
     "Mode",
     "Project",
+    "RestoreAllowed",
     "Secret",
     "decode",
     "encode",
@@ -138,6 +150,28 @@ class Login(Request, frozen=True):
 
     token: Secret
     api_base: Annotated[str, msgspec.Meta(max_length=2048)] | None = None
+
+
+class AskPlane(Request, frozen=True, omit_defaults=True):
+    """`POST …/backups`, `POST …/backups/{id}/verify`: nothing but whom to ask."""
+
+    plane: Plane = Plane()
+
+
+class AskRestore(Request, frozen=True, omit_defaults=True):
+    """`POST /v1/projects/{hash}/restores`: may its database be overwritten? The plane decides and records it."""
+
+    acknowledged: bool = False
+    skip_backup_check: bool = False
+    reason: Text | None = None
+    plane: Plane = Plane()
+
+
+class EndRestore(Request, frozen=True, omit_defaults=True):
+    """`POST /v1/projects/{hash}/restores/{id}`: how it went."""
+
+    outcome: Literal["ok", "failed"]
+    plane: Plane = Plane()
 
 
 # ------------------------------------------------------------------- answers

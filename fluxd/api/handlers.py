@@ -20,12 +20,13 @@ from aiohttp import web
 
 from fluxd import wire
 from fluxd.api import callers, openapi
+from fluxd.api.backups import BackupsApi
 from fluxd.api.problems import Handler, answer, spoken, versioned
 from fluxd.api.routes import ROUTES
 from fluxd.clock import Clock
 from fluxd.core import errors
 from fluxd.metrics import MEDIA_TYPE, Metrics
-from fluxd.plane import Caller, ControlPlane, Tokens
+from fluxd.plane import BackupRoutes, Caller, ControlPlane, Tokens
 
 VERSION: Final = version("flux-db-access")
 
@@ -79,12 +80,13 @@ class Organs:
     socket: Path
 
 
-class Api:
+class Api(BackupsApi):
     """Answers the table's routes; each method is the operation of that name."""
 
     def __init__(self, organs: Organs) -> None:
         self._tunnels = organs.tunnels
         self._control = organs.control
+        self._backups = BackupRoutes(organs.control)
         self._tokens = organs.tokens
         self._logins = organs.logins
         self._doctor = organs.doctor

@@ -122,7 +122,13 @@ def _response(route: Route, status: int, kind: Any) -> dict[str, Any]:
     return described
 
 
-_STATUS_WORDS: Final = {200: "done", 201: "opened by this call", 204: "done, nothing to say"}
+_STATUS_WORDS: Final = {
+    200: "done",
+    201: "opened by this call",
+    202: "begun, and going on",
+    206: "the part asked for",
+    204: "done, nothing to say",
+}
 
 
 def _problem_responses(route: Route) -> dict[str, Any]:
@@ -163,6 +169,7 @@ def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, An
 
 _PATH_SCHEMAS: Final[Mapping[str, Any]] = {
     "name": {"type": "string", "minLength": 1, "description": "a tunnel's id, slug, hash or port"},
+    "id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "a backup's or restore's id"},
     "hash": {"type": "string", "pattern": "^[a-f0-9]{7}$", "description": "project hash, 7 hex digits"},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fluxd import wire
 from fluxd.api.openapi import Query, Route
@@ -10,6 +10,8 @@ from fluxd.core import errors
 
 _PLANE_PROBLEMS: Final = (errors.NotAuthenticated, errors.ProjectNotFound, errors.RateLimited, errors.PlaneUnreachable)
 _LOOKUP_PROBLEMS: Final = (errors.TunnelNotFound, errors.TunnelAmbiguous)
+
+_WAIT: Final = Query("wait", Literal["0", "1"], "0: answer at once, if the control plane can")
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/v1/status", "status", "The daemon, its SSH hosts and counts", {200: wire.Status}),
@@ -135,6 +137,98 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=(Query("hash", wire.HashText, "only about this project"),),
         takes_plane=True,
         problems=(*_PLANE_PROBLEMS, errors.NotSupportedByPlane),
+    ),
+    Route(
+        "GET",
+        "/v1/projects/{hash}/backups",
+        "backups",
+        "Its backups, newest first",
+        {200: wire.BackupList},
+        takes_plane=True,
+        problems=_PLANE_PROBLEMS,
+    ),
+    Route(
+        "POST",
+        "/v1/projects/{hash}/backups",
+        "create_backup",
+        "Make a backup; 200 when it is complete, 202 when it goes on",
+        {200: wire.BackupMade, 202: wire.BackupMade},
+        body=wire.AskPlane,
+        query=(_WAIT,),
+        problems=(*_PLANE_PROBLEMS, errors.BackupRunning, errors.BackupFailed),
+    ),
+    Route(
+        "POST",
+        "/v1/projects/{hash}/backups/{id}/verify",
+        "verify_backup",
+        "Prove by a restore that a backup is good; 200 when that is done, 202 when it goes on",
+        {200: wire.BackupVerified, 202: wire.BackupVerified},
+        body=wire.AskPlane,
+        query=(_WAIT,),
+        problems=(*_PLANE_PROBLEMS, errors.BackupNotFound, errors.BackupRunning, errors.BackupFailed),
+    ),
+    Route(
+        "GET",
+        "/v1/projects/{hash}/backups/{id}/progress",
+        "backup_progress",
+        "How far its dump or verification is, one JSON object a line; the last has `done`",
+        {200: wire.BackupProgress},
+        media="application/x-ndjson",
+        takes_plane=True,
+        problems=(*_PLANE_PROBLEMS, errors.BackupNotFound),
+    ),
+    Route(
+        "GET",
+        "/v1/projects/{hash}/backups/{id}/download",
+        "download_backup",
+        "Its file; with `Range: bytes=N-` the rest of it",
+        {200: bytes, 206: bytes},
+        media="application/octet-stream",
+        takes_plane=True,
+        problems=(*_PLANE_PROBLEMS, errors.BackupNotFound),
+    ),
+    Route(
+        "GET",
+        "/v1/projects/{hash}/dump",
+        "plain_dump",
+        "A v1 project's database as plain SQL; torn off if it fails midway",
+        {200: str},
+        query=tuple(
+            Query(name, Literal["1"], words)
+            for name, words in (
+                ("schemaOnly", "definitions only"),
+                ("dataOnly", "rows only"),
+                ("clean", "with DROP statements"),
+                ("publicOnly", "schema public only"),
+            )
+        ),
+        media="application/sql",
+        takes_plane=True,
+        problems=(*_PLANE_PROBLEMS, errors.WrongMode, errors.DumpFailed),
+    ),
+    Route(
+        "POST",
+        "/v1/projects/{hash}/restores",
+        "ask_restore",
+        "May its database be overwritten? The control plane decides, and records it",
+        {200: wire.RestoreAllowed},
+        body=wire.AskRestore,
+        problems=(
+            *_PLANE_PROBLEMS,
+            errors.RestorePooled,
+            errors.RestoreNotAcknowledged,
+            errors.RestoreBlocked,
+            errors.NotSupportedByPlane,
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/projects/{hash}/restores/{id}",
+        "end_restore",
+        "How a restore went, for the control plane's audit",
+        {204: None},
+        body=wire.EndRestore,
+        problems=_PLANE_PROBLEMS,
     ),
     Route(
         "PUT",

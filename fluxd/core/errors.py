@@ -597,6 +597,104 @@ class RenewLimit(FluxError):
     hint = "Open the tunnel again for a new one."
 
 
+# --------------------------------------------------------- backups and restores
+
+
+class BackupNotFound(FluxError):
+    code, status, exit_code = "backup_not_found", 404, NOT_FOUND
+    summary = "The project has no such backup."
+    hint = "`flux backup list` shows those there are; `flux backup create` makes one."
+
+
+class BackupRunning(FluxError):
+    code, status, exit_code = "backup_running", 409, PLANE
+    summary = "A backup or verification of this project is running already."
+    hint = "Wait for its end: `flux backup list` shows it."
+
+
+class BackupFailed(FluxError):
+    """The dump or its verification failed on the control plane; the message is the plane's."""
+
+    code, status, exit_code = "backup_failed", 502, PLANE
+    summary = "The backup failed."
+    hint = "The message says why; `flux backup list --verbose` shows it again. Ask the platform's operator."
+
+
+class DownloadDamaged(FluxError):
+    code, status, exit_code = "download_damaged", 502, PLANE
+    summary = "The downloaded file is not the backup: its size or checksum differs. It was removed."
+    hint = "Download it again; if it lasts, verify the backup (`flux backup verify --id ID`)."
+
+
+class DumpBlocked(FluxError):
+    """Row-level security or a missing right keeps rows from the role; pg_dump refuses to leave them out silently."""
+
+    code, status, exit_code = "dump_blocked", 403, POSTGRES
+    summary = "The temporary role may not read everything, so that the dump would not be whole."
+    hint = "Use --schema-only for the definitions alone, or `flux backup create` for a verified full tenant export."
+
+
+class DumpFailed(FluxError):
+    code, status, exit_code = "dump_failed", 502, POSTGRES
+    summary = "pg_dump failed; nothing was left under the output's name."
+    hint = "The detail is pg_dump's own."
+
+
+class OutputUnusable(FluxError):
+    """The output cannot be made there: no such directory, no right, no room."""
+
+    code, status, exit_code = "output_unusable", 400, LOCAL
+    summary = "The output cannot be written."
+    hint = "Choose another place with --output, or make room; nothing was left under the output's name."
+
+
+class ProgramTooOld(FluxError):
+    code, status, exit_code = "program_too_old", 400, LOCAL
+    summary = "The PostgreSQL client programs are older than the server."
+    hint = "Install a postgresql-client of at least the server's version, ahead of the others on PATH."
+
+
+class ArchiveInvalid(FluxError):
+    code, status, exit_code = "archive_invalid", 400, LOCAL
+    summary = "The input is not an archive that pg_restore can read."
+    hint = "Give a file of `flux db dump` or `flux backup download`. Plain SQL goes through `flux db shell < FILE`."
+
+
+class RestorePooled(FluxError):
+    code, status, exit_code = "restore_pooled", 412, REFUSED
+    summary = "Restore into a v2 pooled project is not supported: it would overwrite a production schema."
+    hint = "Restore into a scratch database of your own or into a v1 dedicated project instead."
+
+
+class RestoreNotAcknowledged(FluxError):
+    code, status, exit_code = "restore_not_acknowledged", 412, REFUSED
+    summary = "A restore can overwrite the project's data."
+    hint = "Pass --yes-i-know-this-can-overwrite-data, or restore beside it with --into NEW_DB."
+
+
+class RestoreBlocked(FluxError):
+    """The newest backup would not bring the data back: missing, unverified, failed or too old."""
+
+    code, status, exit_code = "restore_blocked", 412, REFUSED
+    summary = "The newest backup does not allow overwriting the project's data."
+    hint = (
+        "Run `flux backup create && flux backup verify --latest`, or go without a net: --skip-backup-check. "
+        "`--into NEW_DB` restores beside the data and needs neither."
+    )
+
+
+class RestoreFailed(FluxError):
+    code, status, exit_code = "restore_failed", 502, POSTGRES
+    summary = "pg_restore failed; the database is as it was before."
+    hint = "The detail is pg_restore's own."
+
+
+class DatabaseExists(FluxError):
+    code, status, exit_code = "database_exists", 409, REFUSED
+    summary = "A database of that name exists already."
+    hint = "Choose another name for --into: a restore into a scratch database overwrites nothing."
+
+
 # ------------------------------------------------------------ the client itself
 
 

@@ -101,8 +101,23 @@ def refusal(reply: Reply, token: wire.Secret | None) -> Refusal:
     try:
         body = wire.decode(reply.body, wire.ErrorBody)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return Refusal(reply.status, None, None, _pause(reply.retry_after, None))
+        return Refusal(reply.status, _other_words(reply, token), None, _pause(reply.retry_after, None))
     return Refusal(reply.status, plain(body.error, token), body.code, _pause(reply.retry_after, body.retry_after_sec))
+
+
+class _OtherBody(msgspec.Struct):
+    """What stands in for `error` in answers about backups (contract §1.4)."""
+
+    message: str | None = None
+    detail: str | None = None
+
+
+def _other_words(reply: Reply, token: wire.Secret | None) -> str | None:
+    try:
+        body = wire.decode(reply.body, _OtherBody)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return plain(body.message or body.detail or "", token) or None
 
 
 def plain(text: str, token: wire.Secret | None = None) -> str:

@@ -9,14 +9,15 @@ docs/decisions/0001.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urljoin
 
 import aiohttp
@@ -35,6 +36,7 @@ MOST_REDIRECTS: Final = 3
 PATIENCE_S: Final = 3.0
 
 Observer = Callable[[str, float, str], None]
+T = TypeVar("T")
 Judge = Callable[[Refusal], type[errors.FluxError] | None]
 
 
@@ -193,6 +195,54 @@ class ControlPlane:
         path = f"/projects/{project_hash}/db-access/tunnel-events"
         await self._send("POST", caller.api_base, path, _token(caller), body=report)
 
+    async def ask(
+        self,
+        method: str,
+        caller: Caller,
+        path: str,
+        kind: type[T],
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        judge: Judge | None = None,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> tuple[int, T]:
+        """Any other route: its status and its 2xx answer as *kind*."""
+        reply = await self._send(
+            method, caller.api_base, path, _token(caller), query=query, body=body, judge=judge, within_s=within_s
+        )
+        return reply.status, answers.decoded(reply, kind)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        caller: Caller,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        judge: Judge | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """
+        A 2xx answer whose body is read by the caller, who bounds each read. Leads nowhere else: a redirect is a refusal.
+
+        What fails in the block on the way to the plane comes out as the problem it is.
+        """
+        token = _token(caller)
+        url = f"{caller.api_base}/cli/v1{path}"
+        sent = {**_headers(caller.api_base, token, None), "Accept": "*/*", **(headers or {})}
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                response = await self._open_session().get(url, params=query, headers=sent, allow_redirects=False)
+            async with response:
+                if not 200 <= response.status < 300:
+                    raise await _stream_refusal(response, token, caller.api_base, judge)
+                yield response
+        except TimeoutError as error:
+            raise errors.PlaneUnreachable("The control plane stopped answering.", detail=url) from error
+        except aiohttp.ClientError as error:
+            raise _unreachable(url, error) from error
+
     # -------------------------------------------------------------- the wire
 
     async def _get(
@@ -223,13 +273,14 @@ class ControlPlane:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         judge: Judge | None = None,
+        within_s: float = ANSWER_WITHIN_S,
     ) -> Reply:
         """The plane's 2xx answer; anything else is raised as the problem it is."""
         data = None if body is None else wire.encode(body)
         named = {**_headers(base, token, data), **(headers or {})}
         began, outcome = _now(), "cancelled"
         try:
-            reply = await self._exchange(method, f"{base}/cli/v1{path}", query or {}, data, named)
+            reply = await self._exchange(method, f"{base}/cli/v1{path}", query or {}, data, named, within_s)
             if not 200 <= reply.status < 300:
                 said = answers.refusal(reply, token)
                 raise answers.problem(said, base, judge(said) if judge else None)
@@ -242,14 +293,20 @@ class ControlPlane:
         return reply
 
     async def _exchange(
-        self, method: str, url: str, query: Mapping[str, str], data: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        query: Mapping[str, str],
+        data: bytes | None,
+        headers: Mapping[str, str],
+        within_s: float,
     ) -> Reply:
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 return await self._follow(method, url, query, data, headers)
         except TimeoutError as error:
             raise errors.PlaneUnreachable(
-                f"The control plane did not answer within {ANSWER_WITHIN_S:.0f} s.", detail=url
+                f"The control plane did not answer within {within_s:.0f} s.", detail=url
             ) from error
         except aiohttp.ClientError as error:
             raise _unreachable(url, error) from error
@@ -295,6 +352,17 @@ class ControlPlane:
                 headers={"User-Agent": f"fluxd/{version('flux-db-access')}"},
             )
         return self._session
+
+
+async def _stream_refusal(
+    response: aiohttp.ClientResponse, token: wire.Secret, base: str, judge: Judge | None
+) -> errors.FluxError:
+    if 300 <= response.status < 400:
+        return errors.PlaneRedirected(detail=f"{base} answers {response.status} to a download; it is not followed.")
+    async with asyncio.timeout(ANSWER_WITHIN_S):
+        body = await _bounded(response)
+    said = answers.refusal(Reply(response.status, body, 0.0, retry_after=response.headers.get("Retry-After")), token)
+    return answers.problem(said, base, judge(said) if judge else None)
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

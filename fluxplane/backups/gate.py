@@ -2,8 +2,8 @@
 May this restore overwrite a database?
 
 The contract's classification (§7) looks at the newest backup only; ours also wants it young, since a verified backup
-of last month does not bring back yesterday. Pure, and of the standard library alone: the client carries a generated
-copy of this very file (`make generate`), so that both sides mean the same. Backups are the wire's JSON objects, newest
+of last month does not bring back yesterday. Pure, and of the standard library alone: the client's `fluxctl/gate.py` is
+a generated copy, so that both sides mean the same. Backups are the wire's JSON objects, newest
 first.
 """
 
