@@ -7,6 +7,7 @@ does. The truth is in `fluxd/wire.py`, `fluxd/api.py` and `fluxd/core/errors.py`
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from msgspec import inspect as shape
 
+import fluxplane.backups.gate
 import fluxplane.wire
 from fluxd import api, wire
 from fluxd.api import openapi
@@ -176,7 +178,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {{
 
 def gate() -> str:
     """`fluxctl/gate.py`: the control plane's own gate, which the client may not import."""
-    source = (ROOT / "fluxplane/backups/gate.py").read_text(encoding="utf-8")
+    source = inspect.getsource(fluxplane.backups.gate)
     head, quotes, rest = source.partition('"""\n\nfrom __future__')
     return f"{head}\n{NOT_BY_HAND} Its truth is fluxplane/backups/gate.py.\n{quotes}{rest}"
 

@@ -353,6 +353,68 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         "Open the tunnel again for a new one.",
         10,
     ),
+    "backup_not_found": (
+        "The project has no such backup.",
+        "`flux backup list` shows those there are; `flux backup create` makes one.",
+        4,
+    ),
+    "backup_running": (
+        "A backup or verification of this project is running already.",
+        "Wait for its end: `flux backup list` shows it.",
+        6,
+    ),
+    "backup_failed": (
+        "The backup failed.",
+        "The message says why; `flux backup list --verbose` shows it again. Ask the platform's operator.",
+        6,
+    ),
+    "download_damaged": (
+        "The downloaded file is not the backup: its size or checksum differs. It was removed.",
+        "Download it again; if it lasts, verify the backup (`flux backup verify --id ID`).",
+        6,
+    ),
+    "dump_blocked": (
+        "The temporary role may not read everything, so that the dump would not be whole.",
+        "Use --schema-only for the definitions alone, or `flux backup create` for a verified full tenant export.",
+        8,
+    ),
+    "dump_failed": ("pg_dump failed; nothing was left under the output's name.", "The detail is pg_dump's own.", 8),
+    "output_unusable": (
+        "The output cannot be written.",
+        "Choose another place with --output, or make room; nothing was left under the output's name.",
+        12,
+    ),
+    "program_too_old": (
+        "The PostgreSQL client programs are older than the server.",
+        "Install a postgresql-client of at least the server's version, ahead of the others on PATH.",
+        12,
+    ),
+    "archive_invalid": (
+        "The input is not an archive that pg_restore can read.",
+        "Give a file of `flux db dump` or `flux backup download`. Plain SQL goes through `flux db shell < FILE`.",
+        12,
+    ),
+    "restore_pooled": (
+        "Restore into a v2 pooled project is not supported: it would overwrite a production schema.",
+        "Restore into a scratch database of your own or into a v1 dedicated project instead.",
+        11,
+    ),
+    "restore_not_acknowledged": (
+        "A restore can overwrite the project's data.",
+        "Pass --yes-i-know-this-can-overwrite-data, or restore beside it with --into NEW_DB.",
+        11,
+    ),
+    "restore_blocked": (
+        "The newest backup does not allow overwriting the project's data.",
+        "Run `flux backup create && flux backup verify --latest`, or pass --skip-backup-check, or use --into NEW_DB.",
+        11,
+    ),
+    "restore_failed": ("pg_restore failed; the database is as it was before.", "The detail is pg_restore's own.", 8),
+    "database_exists": (
+        "A database of that name exists already.",
+        "Choose another name for --into: a restore into a scratch database overwrites nothing.",
+        11,
+    ),
     "usage": ("The command line is not understood.", "See `flux --help`, or `flux COMMAND --help`.", 2),
     "flux_json_invalid": (
         "flux.json is not usable.",

@@ -70,6 +70,28 @@ class Login(TypedDict):
     api_base: NotRequired[str | None]
 
 
+class AskPlane(TypedDict):
+    """`POST …/backups`, `POST …/backups/{id}/verify`: nothing but whom to ask."""
+
+    plane: NotRequired[Plane]
+
+
+class AskRestore(TypedDict):
+    """`POST /v1/projects/{hash}/restores`: may its database be overwritten? The plane decides and records it."""
+
+    acknowledged: NotRequired[bool]
+    skip_backup_check: NotRequired[bool]
+    reason: NotRequired[str | None]
+    plane: NotRequired[Plane]
+
+
+class EndRestore(TypedDict):
+    """`POST /v1/projects/{hash}/restores/{id}`: how it went."""
+
+    outcome: Literal["failed", "ok"]
+    plane: NotRequired[Plane]
+
+
 class Problem(TypedDict):
     """`application/problem+json`. `exit_code` is what a command line client should exit with."""
 
@@ -427,3 +449,69 @@ class Project(TypedDict):
     apiSchema: NotRequired[str | None]
     description: NotRequired[str | None]
     brief: NotRequired[str | None]
+
+
+class Backup(TypedDict):
+    """One backup of `GET …/backups` (contract §2.6). What is not known is absent, never null."""
+
+    id: str
+    format: str
+    status: Literal["complete", "failed", "queued", "running"]
+    kind: NotRequired[Literal["project_db", "tenant_export"] | None]
+    primaryArtifactRelativePath: NotRequired[str | None]
+    primaryArtifactAbsolutePath: NotRequired[str | None]
+    sizeBytes: NotRequired[int | None]
+    checksumSha256: NotRequired[str | None]
+    createdAt: NotRequired[str | None]
+    completedAt: NotRequired[str | None]
+    localArtifactStatus: NotRequired[Literal["missing", "present"] | None]
+    offsiteStatus: NotRequired[str | None]
+    artifactValidationStatus: NotRequired[Literal["artifact_invalid", "artifact_valid", "pending"] | None]
+    artifactValidationAt: NotRequired[str | None]
+    artifactValidationError: NotRequired[str | None]
+    restoreVerificationStatus: NotRequired[Literal["pending", "restore_failed", "restore_verified", "skipped"] | None]
+    restoreVerificationAt: NotRequired[str | None]
+    restoreVerificationError: NotRequired[str | None]
+    error: NotRequired[str | None]
+
+
+class BackupList(TypedDict):
+    """`GET …/backups`: newest first. Only `backups` is required of a plane."""
+
+    backups: list[Backup]
+    backupVolumeAbsoluteRoot: NotRequired[str | None]
+    reconciledAt: NotRequired[str | None]
+    platformMinimumBackupFreshness: NotRequired[dict[str, Any] | None]
+
+
+class BackupMade(TypedDict):
+    """`POST …/backups`: 200 and complete; or with `?wait=0` (extension) 202 and running."""
+
+    backup: Backup
+    platformMinimumBackupFreshness: NotRequired[dict[str, Any] | None]
+
+
+class BackupProgress(TypedDict):
+    """One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`."""
+
+    backupId: str
+    phase: str | None
+    bytes: int
+    done: bool
+    backup: NotRequired[Backup | None]
+
+
+class BackupVerified(TypedDict):
+    """`POST …/backups/{id}/verify`: 200; or with `?wait=0` (extension) 202 and `pending`."""
+
+    ok: bool
+    backupId: str
+    restoreVerificationStatus: str
+
+
+class RestoreAllowed(TypedDict):
+    """Its 200; a refusal is 412 with the classification as `code`."""
+
+    restoreId: str
+    ground: str
+    classification: NotRequired[str | None]

@@ -677,10 +677,7 @@ class RestoreBlocked(FluxError):
 
     code, status, exit_code = "restore_blocked", 412, REFUSED
     summary = "The newest backup does not allow overwriting the project's data."
-    hint = (
-        "Run `flux backup create && flux backup verify --latest`, or go without a net: --skip-backup-check. "
-        "`--into NEW_DB` restores beside the data and needs neither."
-    )
+    hint = "Run `flux backup create && flux backup verify --latest`, or pass --skip-backup-check, or use --into NEW_DB."
 
 
 class RestoreFailed(FluxError):

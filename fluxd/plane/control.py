@@ -224,7 +224,7 @@ class ControlPlane:
         judge: Judge | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """
-        A 2xx answer whose body is read by the caller, who bounds each read. Leads nowhere else: a redirect is a refusal.
+        A 2xx answer whose body the caller reads, and bounds. No redirect is followed.
 
         What fails in the block on the way to the plane comes out as the problem it is.
         """
