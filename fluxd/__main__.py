@@ -27,7 +27,7 @@ from fluxd.api import VERSION, Api, Organs
 from fluxd.clock import Clock
 from fluxd.core.errors import FluxError, SocketUnsafe
 from fluxd.doctor import Doctor
-from fluxd.keychain import SystemKeyring
+from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.metrics import Metrics
 from fluxd.plane import ControlPlane, Tokens
 from fluxd.settings import Settings
@@ -126,7 +126,8 @@ def _activated(manager: Manager, path: Path) -> socket | None:
 
 async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager) -> None:
     """Start every organ; *organs* stops them in the opposite order."""
-    clock, keyring, metrics = Clock(), SystemKeyring(), Metrics(version=VERSION)
+    clock, metrics = Clock(), Metrics(version=VERSION)
+    keyring = TokenFile(chosen.token_file) if chosen.token_file else SystemKeyring()
     control = await organs.enter_async_context(ControlPlane(metrics.plane_answered))
     tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
     doctor = Doctor(socket=claim.path, state_dir=chosen.state_dir, control=control, tokens=tokens, keyring=keyring)

@@ -16,7 +16,7 @@ from typing import Final
 
 from fluxd import wire
 from fluxd.core import errors
-from fluxd.keychain import SystemKeyring
+from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.plane import ControlPlane, Tokens
 
 # A tunnel opens few files, each client two; below this many left, the next client may be refused.
@@ -27,7 +27,13 @@ class Doctor:
     """Examines this daemon for one caller."""
 
     def __init__(
-        self, *, socket: Path, state_dir: Path, control: ControlPlane, tokens: Tokens, keyring: SystemKeyring
+        self,
+        *,
+        socket: Path,
+        state_dir: Path,
+        control: ControlPlane,
+        tokens: Tokens,
+        keyring: SystemKeyring | TokenFile,
     ) -> None:
         self._socket = socket
         self._state_dir = state_dir

@@ -1,16 +1,19 @@
 """
-Logins in the system keyring: one token for each control plane's base.
+Where logins are kept, one token for each control plane's base: the system keyring, or a file that the user named.
 
 The keyring library is imported on first use (it takes 180 ms) and asked in threads, each question bounded in time: a
 locked collection may wait for a dialogue that nobody sees. Where there is no keyring nothing is stored in clear text
-instead; the caller is told.
+instead; the caller is told. The file takes the keyring's place only where the settings say so (`token_file`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fluxd.core.errors import KeyringUnavailable
@@ -25,10 +28,13 @@ SERVICE: Final = "fluxd"
 ASK_WITHIN_S: Final = 5.0
 # Keeping a login may need the user to unlock the keyring in a dialogue.
 KEEP_WITHIN_S: Final = 60.0
+LARGEST_FILE: Final = 1024 * 1024
 
 
 class SystemKeyring:
     """The keyring of this login session."""
+
+    kind = "keyring"
 
     async def get(self, api_base: str) -> Secret | None:
         """
@@ -58,6 +64,78 @@ class SystemKeyring:
     async def name(self) -> str:
         """What kind of keyring this is, for people. Raises as `get`."""
         return await _asked(lambda ring: str(ring.name), ASK_WITHIN_S)
+
+
+class TokenFile:
+    """A file of the user's own with mode 0600, one line `API_BASE TOKEN` for each control plane."""
+
+    kind = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def get(self, api_base: str) -> Secret | None:
+        """
+        The token kept for *api_base*.
+
+        Raises:
+            KeyringUnavailable: others may read the file, or it cannot be read or written.
+        """
+        text = self._lines().get(api_base)
+        return Secret(text) if text else None
+
+    async def put(self, api_base: str, token: Secret) -> None:
+        """Keep *token* for *api_base*. Raises as `get`."""
+        self._write({**self._lines(), api_base: token.reveal()})
+
+    async def delete(self, api_base: str) -> bool:
+        """Forget the token for *api_base*; whether there was one. Raises as `get`."""
+        kept = self._lines()
+        found = kept.pop(api_base, None) is not None
+        if found:
+            self._write(kept)
+        return found
+
+    async def name(self) -> str:
+        """What this is, for people. Raises as `get`."""
+        self._lines()
+        return f"The token file {self._path}"
+
+    def _lines(self) -> dict[str, str]:
+        try:
+            with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                self._check(os.fstat(file.fileno()))
+                text = file.read(LARGEST_FILE).decode("ascii", "replace")
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise self._unusable(f"it cannot be read: {error.strerror}") from error
+        words = [line.split() for line in text.splitlines() if not line.lstrip().startswith("#")]
+        return {pair[0]: pair[1] for pair in words if len(pair) == len(("base", "token"))}
+
+    def _check(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise self._unusable("it must be a regular file of yours")
+        if found.st_mode & 0o077:
+            raise self._unusable(f"it has mode {stat.S_IMODE(found.st_mode):04o}; `chmod 600` it")
+
+    def _write(self, kept: dict[str, str]) -> None:
+        beside = self._path.with_name(f"{self._path.name}.new")
+        try:
+            beside.unlink(missing_ok=True)
+            file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(file, "w", encoding="ascii") as out:
+                out.writelines(f"{api_base} {token}\n" for api_base, token in kept.items())
+            beside.replace(self._path)
+        except OSError as error:
+            raise self._unusable(f"it cannot be written: {error.strerror}") from error
+
+    def _unusable(self, reason: str) -> KeyringUnavailable:
+        return KeyringUnavailable(
+            f"The token file cannot be used: {reason}.",
+            detail=str(self._path),
+            hint="The daemon's `token_file` setting names it: `fluxctl config show`.",
+        )
 
 
 async def _asked(question: Callable[[KeyringBackend], T], within_s: float) -> T:
@@ -108,8 +186,8 @@ def _keyring() -> KeyringBackend:
     if any(_keeps_nothing_safe(one) for one in getattr(ring, "backends", [ring])):
         raise KeyringUnavailable(
             "This machine has no system keyring.",
-            hint="Set FLUX_API_TOKEN, or name a file of mode 0600 with `fluxctl login --token-file`; "
-            "nothing was stored in clear text.",
+            hint="Set FLUX_API_TOKEN, or have the daemon keep logins in a file of mode 0600: `token_file` in its "
+            "config.toml, or FLUXD_TOKEN_FILE. Nothing was stored in clear text.",
         )
     return ring
 

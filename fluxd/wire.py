@@ -361,7 +361,7 @@ class LoginAnswer(Answer, frozen=True):
     user: str
     plan: str | None
     cli_role: str | None
-    # Where the token is now: "keyring" or, after a logout, None.
+    # Where the token is now: "keyring", "file" or, after a logout, None.
     stored_in: str | None
 
 

@@ -28,7 +28,8 @@ def login(arguments: Arguments) -> int:
         return 0
     about = ", ".join(filter(None, (found["plan"], found["cli_role"])))
     screen.line(f"Logged in to {found['api_base']} as {found['user']}{f' ({about})' if about else ''}.")
-    screen.line(f"The token is in the system {found['stored_in'] or 'keyring'}.")
+    place = "the daemon's token file" if found["stored_in"] == "file" else "the system keyring"
+    screen.line(f"The token is in {place}.")
     return 0
 
 

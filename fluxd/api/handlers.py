@@ -53,7 +53,9 @@ class Tunnels(Protocol):
 
 
 class Logins(Protocol):
-    """Where logins are kept: the system keyring."""
+    """Where logins are kept: the system keyring, or a file that the user named."""
+
+    kind: str
 
     async def put(self, api_base: str, token: wire.Secret) -> None: ...
     async def delete(self, api_base: str) -> bool: ...
@@ -263,7 +265,7 @@ class Api(BackupsApi):
                 user=verified.user,
                 plan=verified.plan,
                 cli_role=verified.cli_role,
-                stored_in="keyring",
+                stored_in=self._logins.kind,
             )
         )
 

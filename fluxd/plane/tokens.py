@@ -137,7 +137,7 @@ class Tokens:
         try:
             return await self._keychain.get(api_base), None
         except errors.KeyringUnavailable as error:
-            return None, error.detail or error.message
+            return None, error.message
 
     def _from_existing_cli(self, api_base: str) -> Secret | None:
         """The existing CLI's file names no base: its token is for the default one."""
