@@ -1,0 +1,289 @@
+"""
+The page's "Troubleshooting", and the other ways the journey to a database ends early, each provoked for real.
+
+A person sees the message and the hint and nothing else; no role was made for nothing, no port is left open. (What a
+GUI is told by Postgres itself, a database that does not exist and no tables, is the CLI's text: test_the_page.)
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fluxctl.problems import PROBLEMS
+from fluxplane.lab import keys
+from fluxplane.lab.openssh import OpenSSHHost
+from tests.furniture.daemon import Daemon
+from tests.furniture.lab import Lab
+from tests.furniture.postgres import temporary_roles
+from tests.furniture.processes import command, wait_until
+
+pytestmark = pytest.mark.journey
+
+FOUNDRY = ("foundry", "--hash", "5774112")
+YEASTCOAST = ("yeastcoast", "--hash", "ffca33f")
+BOTH = pytest.mark.parametrize("project", [YEASTCOAST, FOUNDRY], ids=["v1", "v2"])
+
+
+@pytest.fixture
+def refused(daemon: Daemon, lab: Lab) -> Callable[..., str]:
+    """Run `flux …`, see it refused with the problem named, its hint and its exit code; answers stderr."""
+    before = temporary_roles(lab.pool_admin_url)
+
+    def run(code: str, *words: str, hint: str | None = None, **environment: str) -> str:
+        done = daemon.flux(*words, env={**lab.env, **environment})
+        summary, advice, exit_code = PROBLEMS[code]
+        assert (done.returncode, done.stdout) == (exit_code, ""), done.stderr
+        assert done.stderr.startswith("Error: ")
+        assert f"HINT: {hint or advice}" in done.stderr, f"not the hint of {summary}: {done.stderr}"
+        assert "Traceback" not in done.stderr + daemon.said()
+        assert temporary_roles(lab.pool_admin_url) == before
+        wait_until(lambda: not daemon.listening(), "no port is left open")
+        return done.stderr
+
+    return run
+
+
+def unused_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+# --------------------------------------------------------------------- SSH auth failed
+
+
+@BOTH
+def test_ssh_auth_failed(refused, daemon, project):
+    keys.private_key(stranger := daemon.home / "stranger")
+    error = refused("ssh_auth_failed", "db", "tunnel", *project, FLUX_DB_TUNNEL_IDENTITY_FILE=str(stranger))
+    for word in ("FLUX_DB_TUNNEL_SSH_HOST", "key", "DOCKER_HOST=ssh://"):
+        assert word in error
+
+
+def test_nothing_at_the_ssh_port(refused):
+    refused("ssh_refused", "db", "tunnel", *FOUNDRY, FLUX_DB_TUNNEL_SSH_PORT=str(unused_port()))
+
+
+def test_a_host_that_has_no_address(refused):
+    refused("ssh_host_unresolved", "db", "tunnel", *FOUNDRY, "--ssh-host", "nowhere.invalid")
+
+
+def test_a_host_that_is_not_known(daemon, contract_lab):
+    """The existing platform pins no host key in its plan."""
+    (nobody := daemon.home / "known").write_text("")
+    env = {**contract_lab.env, "FLUX_DB_TUNNEL_KNOWN_HOSTS": str(nobody)}
+    done = daemon.flux("db", "shell", *FOUNDRY, env=env)
+    assert (done.returncode, done.stdout) == (PROBLEMS["ssh_host_key_unknown"][2], "")
+    assert "SHA256:" in done.stderr
+    assert "known_hosts" in done.stderr
+
+
+def test_a_host_whose_key_has_changed(refused, daemon, lab):
+    other = keys.private_key(daemon.home / "other")
+    ssh = lab.facts["ssh"]
+    (daemon.home / "known").write_text(keys.known_hosts_line(ssh["host"], ssh["port"], other))
+    known = {"FLUX_DB_TUNNEL_KNOWN_HOSTS": str(daemon.home / "known")}
+    refused("ssh_host_key_changed", "db", "shell", *FOUNDRY, hint="Ask your operator whether", **known)
+
+
+def test_an_identity_file_that_is_not_there(refused, daemon):
+    refused("path_not_allowed", "db", "tunnel", *FOUNDRY, "--identity-file", "missing")
+
+
+# ------------------------------------------------------------------ Local port in use
+
+
+@pytest.fixture
+def busy(daemon: Daemon) -> Iterator[int]:
+    """The port that a tunnel would take, taken by somebody else."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", daemon.first_port))
+        listener.listen()
+        yield daemon.first_port
+
+
+@BOTH
+def test_a_port_in_use_is_an_error_with_strict_port(daemon, lab, busy, project):
+    before = temporary_roles(lab.pool_admin_url)
+    done = daemon.flux("db", "tunnel", *project, "--strict-port", "--local-port", str(busy), env=lab.env)
+    assert (done.returncode, done.stdout) == (9, "")
+    assert str(busy) in done.stderr
+    assert f"HINT: {PROBLEMS['port_taken'][1]}" in done.stderr
+    assert temporary_roles(lab.pool_admin_url) == before
+
+
+@BOTH
+def test_else_the_next_free_one_is_taken(daemon, lab, busy, project):
+    with daemon.hold("db", "tunnel", *project, env=lab.env) as held:
+        assert int(held.field("Port")) == busy + 1
+
+
+# -------------------------------------------- Docker permission denied / container not found
+
+
+@contextlib.contextmanager
+def answering(home: Path, script: str) -> Iterator[dict[str, str]]:
+    """A real sshd that answers every question with *script*; the variables that lead there."""
+    (home / "answer.sh").write_text(script)
+    host_key = keys.private_key(home / "host_key")
+    client_key = keys.private_key(home / "client_key")
+    server = OpenSSHHost(
+        home / "sshd",
+        home / "host_key",
+        client_key.export_public_key().decode(),
+        permit_open=("any",),
+        force_command=f"sh {home / 'answer.sh'}",
+    )
+    server.start()
+    try:
+        (home / "known").write_text(keys.known_hosts_line("127.0.0.1", server.port or 0, host_key))
+        yield {
+            "FLUX_DB_TUNNEL_SSH_PORT": str(server.port),
+            "FLUX_DB_TUNNEL_SSH_USER": server.user,
+            "FLUX_DB_TUNNEL_IDENTITY_FILE": str(home / "client_key"),
+            "FLUX_DB_TUNNEL_KNOWN_HOSTS": str(home / "known"),
+        }
+    finally:
+        server.stop()
+
+
+def docker_says(text: str, code: int = 1) -> str:
+    """getent knows nothing; docker says *text* on stderr."""
+    return f'case "$SSH_ORIGINAL_COMMAND" in getent*) exit 2;; *) echo {text!r} >&2; exit {code};; esac\n'
+
+
+NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+FORBIDDEN = (
+    "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
+    "dial unix /var/run/docker.sock: connect: permission denied"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "script"),
+    [
+        ("docker_permission_denied", docker_says(FORBIDDEN)),
+        ("docker_unavailable", docker_says(NO_DAEMON)),
+        ("docker_unavailable", docker_says("sh: 1: docker: not found", 127)),
+        ("container_not_found", docker_says("Error: No such container: flux-postgres-v2")),
+        ("container_not_running", 'case "$SSH_ORIGINAL_COMMAND" in getent*) exit 2;; *) echo " ";; esac\n'),
+        ("multiple_addresses", 'case "$SSH_ORIGINAL_COMMAND" in *range*) echo 10.0.0.1 10.0.0.2;; *) exit 2;; esac\n'),
+        ("resolver_failed", docker_says("something else")),
+    ],
+)
+def test_the_resolver_s_two_questions_and_what_they_may_be_answered(refused, daemon, code, script):
+    with answering(daemon.home, script) as there:
+        refused(code, "db", "tunnel", *FOUNDRY, **there)
+
+
+def test_what_answers_there_is_no_postgres(refused, daemon, lab):
+    """The address leads to this machine's loopback, where nothing listens on Postgres' port."""
+    with answering(daemon.home, 'echo "127.0.0.1 x"\n') as there:
+        done = daemon.flux("db", "tunnel", *FOUNDRY, env={**lab.env, **there})
+    assert done.returncode == PROBLEMS["upstream_refused"][2]
+    assert "HINT: " in done.stderr
+
+
+# --------------------------------------------------- Read/write denied on pooled project
+
+
+@pytest.mark.parametrize(
+    "words", [("tunnel",), ("shell", "-c", "SELECT 1"), ("gui-config", "--create-temp-credentials")]
+)
+def test_readwrite_denied(refused, words):
+    error = refused("readwrite_disabled", "db", words[0], *FOUNDRY, *words[1:], "--readwrite")
+    assert "FLUX_DB_ACCESS_ALLOW_READWRITE" in error
+
+
+# --------------------------------------------------------------- the project, the token
+
+
+def test_a_hash_of_nobodys(refused):
+    refused("project_not_found", "db", "tunnel", "ghost", "--hash", "0000000")
+
+
+def test_no_token(refused):
+    error = refused("not_authenticated", "db", "tunnel", *FOUNDRY, FLUX_API_TOKEN="", hint="Run `fluxctl login")
+    assert "Not authenticated." in error
+
+
+def test_a_token_that_the_plane_does_not_know(refused):
+    token = "flx_live_0123456789abcdef0123456789abcdef_33b0"
+    error = refused("not_authenticated", "db", "tunnel", *FOUNDRY, FLUX_API_TOKEN=token, hint="Run `fluxctl login")
+    assert token not in error
+
+
+def test_no_control_plane(refused):
+    refused("plane_unreachable", "list", FLUX_API_BASE=f"http://127.0.0.1:{unused_port()}")
+
+
+def test_plain_http_to_somewhere_else(refused):
+    refused("insecure_api_base", "list", FLUX_API_BASE="http://flux.example.com")
+
+
+@pytest.mark.parametrize("base", ["ftp://x", "nonsense", "https://u:p@h"])
+def test_a_base_that_is_none(refused, base):
+    refused("bad_api_base", "list", FLUX_API_BASE=base)
+
+
+# ------------------------------------------------------------------ this machine, this command
+
+
+def test_a_tunnel_of_no_name(refused):
+    refused("tunnel_not_found", "tunnel", "show", "nothing")
+
+
+def test_v1_has_nothing_to_renew(daemon, lab):
+    daemon.flux_json("tunnel", "open", *YEASTCOAST, env=lab.env)
+    done = daemon.flux("tunnel", "renew", "yeastcoast", env=lab.env)
+    assert done.returncode == PROBLEMS["wrong_mode"][2]
+    assert "no lease" in done.stderr
+
+
+def test_a_tunnel_that_is_open_in_another_way(daemon, lab):
+    daemon.flux_json("tunnel", "open", *FOUNDRY, env=lab.env)
+    done = daemon.flux("tunnel", "open", *FOUNDRY, "--local-port", str(daemon.first_port + 9), env=lab.env)
+    assert done.returncode == PROBLEMS["tunnel_open_differently"][2]
+    assert str(daemon.first_port) in done.stderr
+    assert str(daemon.first_port + 9) in done.stderr
+    assert "fluxctl tunnel close" in done.stderr
+    assert daemon.flux("tunnel", "close", "foundry", env=lab.env).returncode == 0
+
+
+def test_fluxd_ends_while_a_tunnel_is_held(daemon, lab):
+    with daemon.hold("db", "tunnel", *FOUNDRY, env=lab.env) as held:
+        daemon.stop()
+        wait_until(lambda: held.process.poll() is not None, "the command ended")
+    assert held.process.returncode in {0, PROBLEMS["fluxd_not_running"][2]}
+    assert "closed" in held.err or "went away" in held.err
+
+
+def test_ctrl_c_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab):
+    """The SSH host takes the connection and then says nothing."""
+    before = temporary_roles(lab.pool_admin_url)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(20)
+        process = subprocess.Popen(
+            [command("flux"), "db", "tunnel", *FOUNDRY],
+            env={**daemon.environment, **lab.env, "FLUX_DB_TUNNEL_SSH_PORT": str(silent.getsockname()[1])},
+            cwd=daemon.home,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        dialled, _ = silent.accept()
+        with dialled:
+            os.kill(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+            assert (process.returncode, out) == (130, ""), err
+            wait_until(lambda: not daemon.listening(), "no port is left open")
+            wait_until(lambda: daemon.flux_json("tunnel", "list")["tunnels"] == [], "no tunnel is left")
+    assert temporary_roles(lab.pool_admin_url) == before
