@@ -55,7 +55,7 @@ async def _catalogue(store: Catalogue) -> list[Check]:
     ]
     resisting = await grants.resisting(store)
     checks += [
-        Check("roles", "fail", f"{one.username} resists ({one.attempts} attempts): {one.last_error}")
+        Check("roles", "fail", f"{one.username} resists ({one.attempts} attempts): {one.last_error or 'no answer yet'}")
         for one in resisting
     ]
     return checks if resisting else [*checks, Check("roles", "ok", "none resists its end")]
@@ -88,5 +88,6 @@ async def _drift(settings: Settings, store: Catalogue, *, prepared: bool) -> lis
     except OperatorError as failure:
         return [Check("pool prepared", "fail", str(failure))]
     if pending := [change for change in changes if not change.startswith("--")]:
-        return [Check("pool prepared", "warn", f"it has drifted: {pending[0]}", "Run `fluxplane pool prepare`.")]
+        what = "it has drifted: " + "; ".join(pending)
+        return [Check("pool prepared", "warn", what, "Run `fluxplane pool prepare`.")]
     return [Check("pool prepared", "ok", "nothing to change")]

@@ -336,9 +336,10 @@ async def forget_old(store: Catalogue) -> None:
 
 
 async def resisting(store: Catalogue) -> list[Row]:
-    """Roles that should be gone and are not, for `doctor` and metrics."""
+    """Roles that should be gone and are not, for `doctor`."""
     rows = await store.db.fetch(
-        f"SELECT {_COLUMNS} FROM grants WHERE state = 'ending' AND attempts > 0 ORDER BY created_at"
+        f"SELECT {_COLUMNS} FROM grants WHERE state = 'ending'"
+        " AND (attempts > 0 OR due_at < clock_timestamp() - interval '2 seconds') ORDER BY created_at"
     )
     return [_row(row) for row in rows]
 

@@ -210,7 +210,7 @@ END $$;
 
 -- The role, all it owns here and all that anybody granted it here; what it left elsewhere must be gone before.
 CREATE OR REPLACE FUNCTION flux_plane.drop(role_name name) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 #variable_conflict use_variable
 DECLARE
     role_oid oid := flux_plane.ours(role_name);

@@ -121,7 +121,7 @@ class Settings:
             pool_backup_url=_secret(environ, "FLUXPLANE_POOL_BACKUP_URL"),
             catalogue_admin_url=_secret(environ, "FLUXPLANE_CATALOGUE_ADMIN_URL"),
             pool_admin_url=pool_admin,
-            key=_secret(environ, "FLUXPLANE_KEY"),
+            key=Secret(key) if (key := _text(environ, "FLUXPLANE_KEY")) else None,
             key_file=Path(key_file) if key_file else None,
             ssh_host=ssh_host,
             ssh_user=ssh_user,

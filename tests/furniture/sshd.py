@@ -46,6 +46,7 @@ class SSHHost(ABC):
         self.client_key = keys.private_key(self.identity_file)
         self.names: dict[str, str] = {}
         self.containers: dict[str, dict[str, str]] = {}
+        self.stopped: set[str] = set()
 
     @property
     def table(self) -> Table:
@@ -257,6 +258,7 @@ class FakeEngine:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.containers: dict[str, dict[str, str]] = {}
+        self.stopped: set[str] = set()
         self.asked: list[str] = []
 
     @property
@@ -268,7 +270,13 @@ class FakeEngine:
             return None
         networks = {net: {"IPAddress": ip, "GlobalIPv6Address": ""} for net, ip in self.containers[name].items()}
         env = [f"POSTGRES_PASSWORD={self.PASSWORD}"]
-        body = {"Id": "0" * 64, "Name": f"/{name}", "Config": {"Env": env}, "NetworkSettings": {"Networks": networks}}
+        body = {
+            "Id": "0" * 64,
+            "Name": f"/{name}",
+            "State": {"Running": name not in self.stopped},
+            "Config": {"Env": env},
+            "NetworkSettings": {"Networks": networks},
+        }
         return json.dumps(body).encode()
 
     @contextlib.contextmanager
