@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP     = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: bench bench-client bench-first-query faults setup demo test check lint types imports tests lock generate clean
+.PHONY: bench bench-client bench-first-query faults setup demo test check lint types imports tests lock generate notice dist clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,16 @@ tests: setup
 # Rewrites what is generated from the code: openapi.json, shapes.py, docs/troubleshooting.md, …
 generate: setup
 	$(BIN)/python docs/generate.py
+
+# Rewrites NOTICE from what is installed.
+notice: setup
+	$(BIN)/python docs/notice.py
+
+# What is published: the sdist, and the wheel built from it.
+dist: setup
+	rm -rf dist && $(BIN)/hatchling build --target sdist --directory $(CURDIR)/dist
+	cd dist && tar -xzf flux_db_access-*.tar.gz && cd flux_db_access-*/ && $(CURDIR)/$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
+	cd dist && rm -r flux_db_access-*/
 
 # Measurements of the tree as it is, written into the docs. Never part of `make test`: a benchmark is no timed test.
 bench: setup

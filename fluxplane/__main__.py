@@ -20,6 +20,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+if missing := [name for name in ("asyncpg", "cryptography") if importlib.util.find_spec(name) is None]:
+    sys.exit(
+        f"fluxplane needs {', '.join(missing)}: install flux-db-access[plane], such as `pip install 'flux-db-access[plane]'`"
+    )
+
 from fluxplane import access, api, audit, bastion, catalogue, doctor, pool, registry, roles
 from fluxplane.backups import jobs
 from fluxplane.catalogue import Catalogue

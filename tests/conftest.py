@@ -7,6 +7,7 @@ pytest_plugins = [
     "tests.furniture.sshd",
     "tests.furniture.lab",
     "tests.furniture.daemon",
+    "tests.furniture.package",
     "tests.furniture.systemd",
     "tests.furniture.contract",
 ]

@@ -8,6 +8,7 @@ is needed to make these; mary has no privilege at all. What is started in there 
 import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -157,6 +158,17 @@ class UserManager:
         if check and done.returncode:
             pytest.fail(f"{shlex.join(argv)} exited with {done.returncode}:\n{done.stdout}{done.stderr}", pytrace=False)
         return done
+
+    def shell_of(self, env: Mapping[str, str]) -> dict[str, str]:
+        """*env* of a lab, with the SSH files that it names as copies of her own: fluxd takes no others."""
+        mine = dict(env)
+        for name in ("FLUX_DB_TUNNEL_IDENTITY_FILE", "FLUX_DB_TUNNEL_KNOWN_HOSTS"):
+            copy = self.home / Path(env[name]).name
+            shutil.copyfile(env[name], copy)
+            copy.chmod(0o600)
+            os.chown(copy, UID, UID)
+            mine[name] = str(copy)
+        return mine
 
     def show(self, unit: str, name: str) -> str:
         """One property of *unit*."""
