@@ -50,6 +50,11 @@ CHANNEL_S: Final = 15.0
 # A connection that lasted this long was a good one: the next redial starts from the shortest delay.
 GOOD_AFTER_S: Final = 10.0
 LEAST_PAUSE_S: Final = 0.05
+# The clock that counts sleep is compared with the one that does not so often, and so much apart they have slept.
+LOOK_S: Final = 1.0
+SLEPT_S: Final = 2.0
+# Interval and count of keepalives to a connection that was slept over: 0.75 s.
+WAKE_KEEPALIVE: Final = (0.25, 2)
 
 State = Literal["idle", "connecting", "up", "waiting"]
 Observer = Callable[["Host", Literal["host_up", "host_lost", "host_failed"]], None]
@@ -134,7 +139,7 @@ class Host:
                 continue
             try:
                 self._up(connection)
-                await connection.wait_closed()
+                await self._live_with(connection)
             finally:
                 await _ended(connection)
             await self._lost()
@@ -146,6 +151,30 @@ class Host:
         self._up_since = self._clock.now()
         self._settle(None)
         self._observe(self, "host_up")
+
+    async def _live_with(self, connection: asyncssh.SSHClientConnection) -> None:
+        """
+        Until it ends. After this machine has slept it has less than a second to show that it is still there.
+
+        Its keepalives would take their time: they are timed by a clock that stood still, and begin with patience.
+        """
+        closing, waking = asyncio.create_task(connection.wait_closed()), False
+        usual = (self._how.keepalive_interval_s, self._how.keepalive_count)
+        try:
+            while not closing.done():
+                slept = await self._slept_before(closing)
+                if slept != waking and not closing.done():
+                    waking = slept
+                    connection.set_keepalive(*(WAKE_KEEPALIVE if slept else usual))
+        finally:
+            closing.cancel()
+            await asyncio.wait([closing])
+
+    async def _slept_before(self, ended: asyncio.Future[None]) -> bool:
+        """Wait for *ended*, a second at most; whether this machine slept meanwhile."""
+        before = self._clock.now() - self._clock.awake()
+        await asyncio.wait([ended], timeout=LOOK_S)
+        return self._clock.now() - self._clock.awake() - before > SLEPT_S
 
     async def _failed(self, problem: FluxError) -> None:
         self.state, self.last_problem = "waiting", problem
@@ -168,9 +197,10 @@ class Host:
     async def _pause(self) -> None:
         """Until the next try is due, or somebody cannot wait; but never quite at once, for somebody may be many."""
         await asyncio.sleep(LEAST_PAUSE_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._backoff.wait_s(self._clock.now())):
-                await self._poked.wait()
+        while (left_s := self._backoff.wait_s(self._clock.now())) > 0 and not self._poked.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LOOK_S)):  # a timeout does not count sleep, `left_s` does
+                    await self._poked.wait()
 
     def _settle(self, outcome: FluxError | None) -> None:
         settled, self._outcome = self._outcome, asyncio.get_running_loop().create_future()

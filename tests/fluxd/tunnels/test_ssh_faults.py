@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from fluxd.clock import Clock
+from fluxd.core.backoff import Backoff
 from fluxd.core.errors import SSHLost
 from fluxd.core.target import Target
 from fluxd.tunnels.dial import Destination, Dialling
@@ -166,12 +167,12 @@ async def test_a_dead_host_is_nothing_to_the_tunnels_of_another(faulty_rig, cont
 
 
 @contextlib.asynccontextmanager
-async def forwarded(faulty_ssh, how):
+async def forwarded(faulty_ssh, how, clock=None):
     """A forward through *faulty_ssh* to its own SSH port, which greets whoever connects."""
     happened = []
     target = Target("127.0.0.1", faulty_ssh.user, faulty_ssh.port)
     destination = Destination(target, str(faulty_ssh.identity_file), str(faulty_ssh.known_hosts))
-    host = Host(destination, how, Clock(), lambda _, name: happened.append(name))
+    host = Host(destination, how, clock or Clock(), lambda _, name: happened.append(name))
     faulty_ssh.know_name("127.0.0.1", faulty_ssh.proxy.behind)
 
     async def open_channel(protocol):
@@ -229,6 +230,49 @@ async def test_a_frozen_sshd_is_noticed_and_a_thawed_one_serves_again(openssh):
             finally:
                 openssh.thaw()
             assert (await greeting(forward)).startswith(b"SSH-2.0-")
+
+
+class Sleeper(Clock):
+    """A laptop's clock: `slept_s` is told by the one that counts sleep alone."""
+
+    slept_s = 0.0
+
+    def now(self):
+        return super().now() + self.slept_s
+
+
+async def test_a_connection_that_died_in_our_sleep_is_noticed_within_2_s_of_waking(faulty_ssh):
+    clock = Sleeper()
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, forward, happened):
+        faulty_ssh.proxy.strand()
+        clock.slept_s = 8 * 3600.0
+        await until(lambda: "host_lost" in happened, "the loss", within_s=2)
+        assert (await greeting(forward)).startswith(b"SSH-2.0-")
+        assert host.state == "up"
+
+
+async def test_a_connection_that_lived_through_our_sleep_stays(faulty_ssh):
+    clock = Sleeper()
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, _, happened):
+        for _ in range(3):
+            clock.slept_s += 600.0
+            await asyncio.sleep(1.2)  # past the look that sees it
+        assert happened == ["host_up"]
+        assert host.generation == 1
+
+
+async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(faulty_ssh):
+    clock = Sleeper()
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, _, happened):
+        host._backoff = Backoff(first_s=3000, cap_s=3000).failed(clock.now(), 0)
+        await faulty_ssh.proxy.refuse()
+        faulty_ssh.proxy.cut()
+        await until(lambda: "host_lost" in happened, "the loss")
+        await faulty_ssh.proxy.accept()
+        await asyncio.sleep(0.2)
+        assert host.state == "waiting"
+        clock.slept_s = 8 * 3600.0
+        await until(lambda: host.state == "up", "the redial", within_s=3)
 
 
 async def test_latency_only_delays(faulty_ssh):
