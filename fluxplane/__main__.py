@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 if missing := [name for name in ("asyncpg", "cryptography") if importlib.util.find_spec(name) is None]:
-    sys.exit(
-        f"fluxplane needs {', '.join(missing)}: install flux-db-access[plane], such as `pip install 'flux-db-access[plane]'`"
-    )
+    sys.exit(f"fluxplane needs {' and '.join(missing)}: pip install 'flux-db-access[plane]'")
 
 from fluxplane import access, api, audit, bastion, catalogue, doctor, pool, registry, roles
 from fluxplane.backups import jobs
