@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 from fluxctl import screen
+from fluxctl.client import Client
 from fluxctl.problem import Problem, from_body
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-    from fluxctl.client import Client, Events
+    from fluxctl.client import Events
     from fluxd.shapes import Event, OpenTunnel, TunnelOpened
 
 _WITHIN_S = 5.0
+# A daemon that was restarted waits this long for the holds that it knew.
+_BACK_WITHIN_S = 10.0
+_ASK_AGAIN_AFTER_S = 0.1
 
 
 class Stopped(BaseException):
@@ -36,9 +41,10 @@ class Held:
             Problem: it cannot be opened; nothing is left of it then.
         """
         self._client = client
+        self.leaving = False
         self.opened: TunnelOpened = client.open(body)
         self.tunnel = self.opened["tunnel"]
-        self.events: Events = client.events(tunnel=self.tunnel["id"], hold=self.opened["hold"])
+        self.events: Events = self._take_up(client)
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +56,33 @@ class Held:
     def username(self) -> str:
         credential = self.opened["credential"]
         return credential["username"] if credential else self.tunnel["username"] or "postgres"
+
+    def take_up_again(self) -> None:
+        """
+        Keep the hold through a restart of the daemon.
+
+        Raises:
+            Problem: it didn't come back in time, or no longer knows the tunnel.
+        """
+        self.events.close()
+        client = Client(self._client.env, starts=False)
+        until = time.monotonic() + _BACK_WITHIN_S
+        while not self.leaving:
+            try:
+                self.events = self._take_up(client)
+            except Problem as problem:
+                if problem.code != "fluxd_not_running" or time.monotonic() > until:
+                    raise Problem(
+                        "fluxd_not_running", "fluxd went away, and the tunnel with it.", hint="Run the command again."
+                    ) from problem
+                time.sleep(_ASK_AGAIN_AFTER_S)
+            else:
+                break
+        if self.leaving:  # meanwhile, by the other thread
+            self.events.close()
+
+    def _take_up(self, client: Client) -> Events:
+        return client.events(tunnel=self.tunnel["id"], hold=self.opened["hold"])
 
     def login(self) -> tuple[str, str]:
         """User and password: the new role's, or those of the v1 project, which are asked for."""
@@ -80,17 +113,24 @@ def narrate(held: Held) -> None:
     Raises:
         Problem: it failed, its lease is over, or the daemon went away.
     """
+    while not _told_to_the_end(held) and not held.leaving:
+        screen.note("fluxd went away; waiting for it to come back.")
+        held.take_up_again()
+
+
+def _told_to_the_end(held: Held) -> bool:
+    """Say what one stream of events says; False when it broke off."""
     for event in held.events:
         if event["name"] == "closed":
             screen.note("The tunnel was closed.")
-            return
+            return True
         if event["name"] == "failed":
             raise from_body(event.get("problem") or {"code": "internal_error"})
         if event["name"] == "lease_over":
             raise Problem("lease_over")
         if said := sentence(event, held.username):
             screen.note(said)
-    raise Problem("fluxd_not_running", "fluxd went away, and the tunnel with it.", hint="Run the command again.")
+    return False
 
 
 class Narrator:
@@ -98,7 +138,6 @@ class Narrator:
 
     def __init__(self, held: Held) -> None:
         self._held = held
-        self._leaving = False
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
@@ -107,7 +146,7 @@ class Narrator:
 
     def __exit__(self, *_exc: object) -> None:
         """Let go of the tunnel; says nothing more."""
-        self._leaving = True
+        self._held.leaving = True
         self._held.events.hang_up()
         self._thread.join(_WITHIN_S)
 
@@ -115,7 +154,7 @@ class Narrator:
         try:
             narrate(self._held)
         except Problem as problem:
-            if not self._leaving:
+            if not self._held.leaving:
                 for line in problem.lines():
                     screen.note(line)
 

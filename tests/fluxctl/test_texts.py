@@ -6,7 +6,9 @@ import pytest
 
 from tests.fluxctl import answers
 from tests.fluxctl.golden import golden
+from tests.furniture.replay import problem
 
+HELD = "GET /v1/events?tunnel=t-77b0&hold=h1"
 CLOSED = answers.event("closed")
 V1_CREDENTIALS = {
     "mode": "v1_dedicated",
@@ -47,7 +49,7 @@ def opens_v1(daemon):
 @pytest.fixture
 def opens_v2(daemon):
     daemon.says("POST /v1/tunnels", answers.opened(answers.PLAN_V2, answers.TUNNEL_V2, answers.CREDENTIAL))
-    daemon.streams("GET /v1/events?tunnel=t-77b0&hold=h1", answers.event("snapshot"), CLOSED)
+    daemon.streams(HELD, answers.event("snapshot"), CLOSED)
     return daemon
 
 
@@ -304,8 +306,6 @@ def _hiding_embedded(home):
 
 
 def test_a_withheld_token_is_explained_when_the_daemon_wants_one(daemon, home):
-    from tests.furniture.replay import problem
-
     daemon.answers["GET /v1/plans/abc1234"] = problem(401, "not_authenticated", 3, hint="Run `fluxctl login`.")
     (home / ".env").write_text("FLUX_API_BASE=https://elsewhere.example\n")
     done = daemon.flux("db", "access-plan", *ACME, FLUX_API_TOKEN="flx_live_mine")
@@ -324,7 +324,7 @@ def test_a_withheld_token_is_explained_when_the_daemon_wants_one(daemon, home):
             7,
             "Error: Nope.",
         ),
-        ([], 5, "fluxd went away"),
+        ([], 5, "fluxd went away, and the tunnel with it."),
         ([CLOSED], 0, "The tunnel was closed."),
         (
             [answers.event("reconnecting", problem={"message": "reset"}), answers.event("reconnected"), CLOSED],
@@ -342,15 +342,30 @@ def test_a_withheld_token_is_explained_when_the_daemon_wants_one(daemon, home):
     ],
 )
 def test_a_held_tunnel_says_what_happens_to_it(opens_v2, events, code, words):
-    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", *events)
+    opens_v2.streams(HELD, *events)
+    opens_v2.answers[HELD] = [opens_v2.answers[HELD], problem(404, "hold_unknown")]
     done = opens_v2.flux("db", "tunnel", *POOLY)
     assert done.returncode == code
     assert words in done.stderr
 
 
+def test_a_hold_outlives_a_restart_of_the_daemon(opens_v2):
+    opens_v2.streams(HELD, answers.event("snapshot"))
+    before = opens_v2.answers[HELD]
+    opens_v2.streams(HELD, answers.event("snapshot"), answers.event("reconnecting"), CLOSED)
+    opens_v2.answers[HELD] = [before, opens_v2.answers[HELD]]
+    done = opens_v2.flux("db", "tunnel", *POOLY)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "busy" not in line] == [
+        "fluxd went away; waiting for it to come back.",
+        "The SSH connection was lost; reconnecting …",
+        "The tunnel was closed.",
+    ]
+
+
 def test_another_s_expiring_role_is_not_ours_to_mention(opens_v2):
     other = answers.event("lease_expiring", message="flux_temp_ro_def5678_00000000 ends in 120 s.")
-    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", other, CLOSED)
+    opens_v2.streams(HELD, other, CLOSED)
     assert "ends in" not in opens_v2.flux("db", "tunnel", *POOLY).stderr
 
 
@@ -450,7 +465,7 @@ def test_a_reader_that_leaves_early_is_no_error(daemon):
 
 
 def test_exec_gives_a_program_the_database_and_its_exit_code_back(opens_v2):
-    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", answers.event("snapshot"))
+    opens_v2.streams(HELD, answers.event("snapshot"))
     done = opens_v2.flux(
         "exec", *POOLY, "--", "sh", "-c", 'echo "$DATABASE_URL $PGHOST:$PGPORT $PGUSER $1"; exit 9', "x", "--json"
     )
@@ -466,7 +481,7 @@ def test_exec_of_nothing_costs_no_role(opens_v2, command, code):
 
 
 def test_a_program_that_a_signal_ends_is_told_as_a_shell_does(opens_v2):
-    opens_v2.streams("GET /v1/events?tunnel=t-77b0&hold=h1", answers.event("snapshot"))
+    opens_v2.streams(HELD, answers.event("snapshot"))
     assert opens_v2.flux("exec", *POOLY, "--", "sh", "-c", "kill -9 $$").returncode == 137
 
 

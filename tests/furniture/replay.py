@@ -27,16 +27,25 @@ class Request:
 
 @dataclass
 class Replay:
-    """`answers` by "METHOD target", each raw bytes; `asked` in order. A target without an answer is a 404 problem."""
+    """
+    `answers` by "METHOD target", each raw bytes or several in turn; `asked` in order.
+
+    A target without an answer is a 404 problem.
+    """
 
     home: Path
-    answers: dict[str, bytes] = field(default_factory=dict)
+    answers: dict[str, bytes | list[bytes]] = field(default_factory=dict)
     asked: list[Request] = field(default_factory=list)
     hang_up: threading.Event = field(default_factory=threading.Event)
 
     @property
     def path(self) -> Path:
         return self.home / "s"
+
+    def answer_to(self, question: str) -> bytes:
+        """A list's answers are given one after another."""
+        known = self.answers.get(question) or problem(404, "route_not_found")
+        return known if isinstance(known, bytes) else known.pop(0)
 
     def says(self, question: str, body: Any, status: int = 200) -> None:
         self.answers[question] = answer(body, status)
@@ -96,7 +105,7 @@ def _serve(listener: socket.socket, replay: Replay) -> None:
                 continue
             replay.asked.append(request)
             question = f"{request.method} {request.target}"
-            connection.sendall(replay.answers.get(question) or problem(404, "route_not_found"))
+            connection.sendall(replay.answer_to(question))
 
 
 def _read(connection: socket.socket) -> Request | None:
