@@ -7,13 +7,14 @@ It asks again what `pool prepare` and `migrate` did, because new databases come 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Final, Literal
 
 from fluxplane import catalogue, grants, pool, roles
 from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
 from fluxplane.roles import PoolFailed
 from fluxplane.settings import OperatorError, Settings, user_of
 
+SHOWN: Final = 5
 Verdict = Literal["ok", "warn", "fail", "skip"]
 
 
@@ -76,18 +77,19 @@ async def _pool(settings: Settings, store: Catalogue) -> list[Check]:
         else []
     )
     checks += [Check("pool closed", "warn", text, "Run `fluxplane pool prepare`.") for text in open_ends]
-    return checks + await _drift(settings, store, prepared=not open_ends)
+    return checks + await _drift(settings, store)
 
 
-async def _drift(settings: Settings, store: Catalogue, *, prepared: bool) -> list[Check]:
+async def _drift(settings: Settings, store: Catalogue) -> list[Check]:
     """What a run of `pool prepare` would change now; known only with a superuser's login."""
     if settings.pool_admin_url is None:
         return [Check("pool prepared", "skip", "FLUXPLANE_POOL_ADMIN_URL is not set")]
     try:
-        changes = await pool.prepare(settings, store, dry_run=True, functions_only=not prepared)
+        changes = await pool.prepare(settings, store, dry_run=True)
     except OperatorError as failure:
         return [Check("pool prepared", "fail", str(failure))]
     if pending := [change for change in changes if not change.startswith("--")]:
-        what = "it has drifted: " + "; ".join(pending)
+        rest = f" and {len(pending) - SHOWN} more" if len(pending) > SHOWN else ""
+        what = "a run would change: " + "; ".join(pending[:SHOWN]) + rest
         return [Check("pool prepared", "warn", what, "Run `fluxplane pool prepare`.")]
     return [Check("pool prepared", "ok", "nothing to change")]
