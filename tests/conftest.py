@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.furniture.faults",
     "tests.furniture.leaks",
+    "tests.furniture.needs",
     "tests.furniture.postgres",
     "tests.furniture.sshd",
     "tests.furniture.lab",

@@ -9,6 +9,7 @@ import asyncssh
 import pytest
 
 from fluxplane.lab.resolver import Table, answer
+from tests.furniture.needs import needs_program
 from tests.furniture.sshd import FakeEngine, OpenSSH, connect, serving
 
 ON_EVERY_NETWORK = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
@@ -131,6 +132,7 @@ async def test_another_user_or_key_is_refused(ssh_host, difference):
 
 
 async def test_openssh_clients_are_served_too(ssh_host):
+    needs_program("ssh")
     ssh_host.know_name("flux-postgres-v2", 5432)
     asking = await asyncio.create_subprocess_exec(
         *ssh_host.ssh_argv(), "getent hosts flux-postgres-v2", stdout=subprocess.PIPE

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from tests.furniture import leaks
+from tests.furniture.needs import needs
 from tests.furniture.postgres import enterable_directory, no_role_left
 from tests.furniture.processes import alive, clean_environment, command, descendants, end, exported, wait_until
+from tests.furniture.sshd import has_sshd
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Lab:
 @contextlib.contextmanager
 def launched(directory: Path, log: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
     """The command, just started. If it still runs at the end it is ended."""
+    needs("openssh" not in arguments or has_sshd(), "OpenSSH's server is not installed")
     with log.open("ab") as out:
         process = subprocess.Popen(
             [command("fluxplane"), "lab", "--dir", str(directory), *arguments],

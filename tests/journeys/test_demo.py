@@ -1,5 +1,6 @@
 """`make demo`'s program: it works, it shows what the README says it shows, and nothing of it is left."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,34 @@ def test_the_demo_asks_both_modes_and_leaves_nothing(place):
     assert done.stderr == ""
     assert list(place.iterdir()) == []
     assert processes_of(place) == []
+    assert shape_of(done.stdout) == shape_of(readme_output()), (
+        "README.md shows another output: `make demo`, and paste it"
+    )
+
+
+def readme_output() -> str:
+    found = re.search(r"## What `make demo` shows\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def shape_of(output: str) -> list[str]:
+    """Its lines without what differs from run to run: places, ports, names of roles and schemas, passwords, times."""
+    changing = (
+        (r"/\S*flux-demo-\w+", "PLACE"),
+        (r"Password: [\w-]{32}$", "Password: SECRET"),
+        (r"127\.0\.0\.1:\d+|Port:? \d+|-p \d+", "PORT"),
+        (r"t_[0-9a-f]{12}_api", "SCHEMA"),
+        (r"flux_temp_ro_5774112_[0-9a-f]{8}", "ROLE"),
+        (r"t-[0-9a-f]{4,}", "ID"),
+        (r"\d+ (seconds|min|B|KB)\b", "AMOUNT"),
+        (r"Expires: .*", "Expires"),
+        (r"Postgres \d+", "Postgres"),
+        (r" +", " "),
+    )
+    for pattern, word in changing:
+        output = re.sub(pattern, word, output, flags=re.MULTILINE)
+    return [line.rstrip() for line in output.strip().splitlines()]
 
 
 def test_the_demo_does_without_a_psql_of_the_systems(place):
