@@ -43,14 +43,16 @@ async def spoken(request: web.Request, handler: Handler) -> web.StreamResponse:
     except errors.FluxError as error:
         return _problem(error)
     except web.HTTPException as refused:
-        return _problem(_of_http(refused))
+        return _problem(_of_http(refused), allow=refused.headers.get("Allow"))
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return _problem(errors.FluxError())
 
 
-def _problem(error: errors.FluxError) -> web.Response:
+def _problem(error: errors.FluxError, *, allow: str | None = None) -> web.Response:
     headers = {"Cache-Control": "no-store"}
+    if allow is not None:
+        headers["Allow"] = allow
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return web.Response(
