@@ -116,6 +116,34 @@ def held():
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
+async def test_eight_clients_lose_only_what_was_in_flight_when_sshd_restarts(rig):
+    """Each loses the one transaction it was in, connects anew while the host is away, and goes on."""
+    opened = await rig.open(V1_HASH)
+    lost, done, over = [], [0] * 8, asyncio.Event()
+
+    async def work(number):
+        while not over.is_set():
+            connection = await rig.connect(opened)
+            try:
+                while not over.is_set():
+                    await connection.execute("SELECT pg_sleep(0.01)")
+                    done[number] += 1
+            except psycopg.OperationalError:
+                lost.append(number)
+            finally:
+                await connection.close()
+
+    async with asyncio.TaskGroup() as workers:
+        for number in range(8):
+            workers.create_task(work(number))
+        await until(lambda: min(done) >= 3, "everybody at work")
+        await rig.host.restart()
+        before = list(done)
+        await until(lambda: all(now >= then + 3 for now, then in zip(done, before, strict=True)), "them at work again")
+        over.set()
+    assert sorted(lost) == list(range(8))
+
+
 async def test_a_container_that_comes_back_at_another_address_is_found_at_once(rig, pool18):
     """Not only when the address that docker gave is old: nobody listens there any more."""
     container = f"flux-{V1_HASH}-yeastcoast-db"
