@@ -47,6 +47,11 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "logs": ("service", "what fluxd says"),
         "restart": ("service", "after an upgrade; ports are kept, clients wait"),
     },
+    "config": {
+        "show": ("config", "the daemon's settings, and where each comes from"),
+        "check": ("config", "is config.toml right"),
+        "example": ("config", "a commented config.toml"),
+    },
     "list": ("project", "your projects"),
     "activity": ("project", "what happened to a project"),
     "status": ("tunnel", "the daemon, its SSH hosts and tunnels"),
@@ -56,7 +61,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "test each step of the way, and say what to do"),
     "logout": ("account", "end this login's temporary roles and forget its token"),
 }
-_OURS_ALONE = frozenset({"tunnel", "service"})
+_OURS_ALONE = frozenset({"config", "tunnel", "service"})
 _HELP = frozenset({"-h", "--help", "help"})
 
 

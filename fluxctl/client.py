@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         OpenTunnel,
         PlanAnswer,
         RenewTunnel,
+        SettingsAnswer,
         Status,
         Tunnel,
         TunnelClosed,
@@ -52,6 +53,10 @@ class Client:
 
     def status(self) -> Status:
         found: Status = self._get("/v1/status")
+        return found
+
+    def settings(self) -> SettingsAnswer:
+        found: SettingsAnswer = self._get("/v1/settings")
         return found
 
     def tunnels(self) -> list[Tunnel]:

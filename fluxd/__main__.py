@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
     try:
         chosen = _chosen(asked)
+        if asked.check_config:
+            file = chosen.config_dir / settings.FILE_NAME
+            sys.stdout.write(f"{file}: {'nothing is wrong' if file.exists() else 'not there; all is default'}\n")
+            return 0
         logs.configure(chosen.log_level, chosen.log_format, journald=_under_journald())
         asyncio.run(serve(chosen))
     except FluxError as error:
@@ -66,11 +70,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"fluxd {VERSION}")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
     parser.add_argument("--log-format", choices=["text", "json"], help="default: text")
+    parser.add_argument("--check-config", action="store_true", help="read the settings, say what is wrong, and leave")
     return parser.parse_args(argv)
 
 
 def _chosen(asked: argparse.Namespace) -> Settings:
-    given = {name: value for name, value in vars(asked).items() if value is not None}
+    given = {name: getattr(asked, name) for name in ("log_level", "log_format") if getattr(asked, name)}
     return replace(settings.load(), **given)
 
 
@@ -156,6 +161,7 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
             metrics=metrics,
             clock=clock,
             socket=claim.path,
+            settings=chosen,
         )
     )
     await organs.enter_async_context(_http(api, claim))

@@ -279,6 +279,22 @@ class Status(TypedDict):
     notices: list[str]
 
 
+class Setting(TypedDict):
+    """One setting of the running daemon. `source`: an environment variable's name, the file's path, or `default`."""
+
+    name: str
+    value: str
+    source: str
+
+
+class SettingsAnswer(TypedDict):
+    """`GET /v1/settings`: what the daemon read when it started, or was last told to reload."""
+
+    file: str
+    settings: list[Setting]
+    declared: list[str]
+
+
 class LoginAnswer(TypedDict):
     api_base: str
     user: str

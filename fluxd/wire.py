@@ -356,6 +356,23 @@ class Status(Answer, frozen=True):
     notices: list[str]
 
 
+class Setting(Answer, frozen=True):
+    """One setting of the running daemon. `source`: an environment variable's name, the file's path, or `default`."""
+
+    name: str
+    value: str
+    source: str
+
+
+class SettingsAnswer(Answer, frozen=True):
+    """`GET /v1/settings`: what the daemon read when it started, or was last told to reload."""
+
+    file: str
+    settings: list[Setting]
+    # The [[tunnel]]s of the file, as "project (hash)" for people.
+    declared: list[str]
+
+
 class LoginAnswer(Answer, frozen=True):
     api_base: str
     user: str

@@ -27,6 +27,7 @@ from fluxd.clock import Clock
 from fluxd.core import errors
 from fluxd.metrics import MEDIA_TYPE, Metrics
 from fluxd.plane import BackupRoutes, Caller, ControlPlane, Tokens
+from fluxd.settings import FILE_NAME, Settings, shown
 
 VERSION: Final = version("flux-db-access")
 
@@ -80,6 +81,7 @@ class Organs:
     metrics: Metrics
     clock: Clock
     socket: Path
+    settings: Settings
 
 
 class Api(BackupsApi):
@@ -95,6 +97,7 @@ class Api(BackupsApi):
         self._metrics = organs.metrics
         self._clock = organs.clock
         self._socket = organs.socket
+        self._settings = organs.settings
         self._started = organs.clock.now()
         self._contract = openapi.text(ROUTES, version=VERSION)
         # Set when the daemon stops: new work is refused, streams end.
@@ -130,6 +133,16 @@ class Api(BackupsApi):
                 relays=sum(tunnel.traffic.relays for tunnel in tunnels),
                 revocations_pending=self._tunnels.pending_revocations(),
                 notices=[],
+            )
+        )
+
+    async def settings(self, _request: web.Request) -> web.Response:
+        chosen = self._settings
+        return answer(
+            wire.SettingsAnswer(
+                file=str(chosen.config_dir / FILE_NAME),
+                settings=[wire.Setting(name=name, value=value, source=source) for name, value, source in shown(chosen)],
+                declared=[f"{one.project} ({one.hash}) {one.access}" for one in chosen.declared],
             )
         )
 

@@ -15,6 +15,7 @@ _WAIT: Final = Query("wait", Literal["0", "1"], "0: answer at once, if the contr
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/v1/status", "status", "The daemon, its SSH hosts and counts", {200: wire.Status}),
+    Route("GET", "/v1/settings", "settings", "Its settings, and where each comes from", {200: wire.SettingsAnswer}),
     Route("GET", "/v1/tunnels", "list_tunnels", "Every tunnel", {200: wire.TunnelList}),
     Route(
         "POST",

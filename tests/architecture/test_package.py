@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.furniture.package import Package
 
 ROOT = Path(__file__).resolve().parents[2]
+UNITS = ("systemd/fluxd.socket", "systemd/fluxd.service", "launchd/com.flux.fluxd.plist")
 
 
 def wheel_names(package: Package) -> set[str]:
@@ -26,7 +27,7 @@ def test_the_wheel_holds_every_module_of_the_three_programs_and_nothing_else(pac
 
 def test_the_wheel_holds_the_units_that_service_install_writes(package: Package) -> None:
     with zipfile.ZipFile(package.wheel) as archive:
-        for name in ("systemd/fluxd.socket", "systemd/fluxd.service", "launchd/com.flux.fluxd.plist"):
+        for name in (*UNITS, "docs/config.example.toml"):
             assert archive.read(f"fluxctl/units/{Path(name).name}") == (ROOT / name).read_bytes()
 
 

@@ -1,5 +1,6 @@
 """The package as people get it: an sdist, the wheel built from it, and a clean virtual environment with that wheel."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.furniture.postgres import enterable_directory
-from tests.furniture.processes import command
+from tests.furniture.processes import BIN, command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -33,8 +34,25 @@ def package() -> Iterator[Package]:
         wheel = _built(place / sdist.name.removesuffix(".tar.gz"), "wheel", place)
         environment = place / "venv"
         _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
-        _run(command("uv"), "pip", "install", "--quiet", f"--python={environment / 'bin/python'}", str(wheel))
+        _install(wheel, environment / "bin/python")
         yield Package(sdist, wheel, environment / "bin")
+
+
+def _install(wheel: Path, python: Path) -> None:
+    """With its dependencies in the versions of the lock: from uv's cache, from an index by uv, or by pip."""
+    locked = wheel.parent / "locked.txt"
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked.write_text("\n".join(line.removesuffix(" \\") for line in lines if re.match(r"[a-z0-9]", line)))
+    wanted = [f"--constraint={locked}", str(wheel)]
+    uv, pip = BIN / "uv", [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet"]
+    ways = [[str(uv), "pip", "install", "--quiet", f"--python={python}", *more] for more in (["--offline"], [])]
+    said = ""
+    for way in [*ways, pip] if uv.exists() else [pip]:
+        done = subprocess.run([*way, *wanted], capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode == 0:
+            return
+        said += done.stderr
+    raise AssertionError(said)
 
 
 def _built(source: Path, target: str, into: Path) -> Path:

@@ -1,0 +1,62 @@
+"""`fluxctl config show|check|example`: the daemon's settings, where each comes from, and whether the file is right."""
+
+from __future__ import annotations
+
+import subprocess
+
+from fluxctl import environment, opening, places, screen
+from fluxctl.client import Client
+from fluxctl.options import Command
+from fluxctl.problem import Problem
+from fluxctl.service import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fluxctl.options import Arguments
+
+_CHECKED_WITHIN_S = 30.0
+
+
+def show(arguments: Arguments) -> int:
+    found = Client(environment.of_shell(arguments.values)).settings()
+    if arguments.json:
+        screen.json(found)
+        return 0
+    screen.line(f"File: {found['file']}")
+    screen.line()
+    screen.table(
+        ("SETTING", "VALUE", "FROM"), [(one["name"], one["value"], one["source"]) for one in found["settings"]]
+    )
+    if found["declared"]:
+        screen.section("Declared tunnels")
+        for name in found["declared"]:
+            screen.line(name)
+    return 0
+
+
+def check(_arguments: Arguments) -> int:
+    """Reads the file as fluxd does, with this shell's FLUXD_* variables; asks no running daemon."""
+    argv = [str(files.program()), "--check-config"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_CHECKED_WITHIN_S, check=False)
+    if done.returncode:
+        raise Problem("settings_invalid", done.stderr.strip().removeprefix("fluxd: ").partition("\n")[0] or None)
+    screen.line(done.stdout.strip())
+    return 0
+
+
+def example(_arguments: Arguments) -> int:
+    print(files.shipped("docs/config.example.toml"), end="")
+    return 0
+
+
+_EXAMPLES = f"""
+Examples:
+  fluxctl config example > {places.config_dir()}/config.toml
+  fluxctl config check
+  fluxctl config show
+"""
+COMMANDS = {
+    "show": Command(show, options=(opening.JSON_FLAG,), notes=_EXAMPLES),
+    "check": Command(check, notes=_EXAMPLES),
+    "example": Command(example, notes=_EXAMPLES),
+}
