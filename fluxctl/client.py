@@ -111,14 +111,13 @@ class Client:
         found: dict[str, Any] = self._get(f"/v1/projects/{project_hash}/activity?limit={limit}")
         return found
 
-    def audit(self, project_hash: str | None = None) -> list[dict[str, Any]]:
-        """What the plane recorded, newest first; of everything, or of one project."""
-        target = "/v1/audit" + (f"?hash={project_hash}" if project_hash else "")
-        found: list[dict[str, Any]] = self._get(target)["events"]
+    def audit(self, project_hash: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
+        """What the plane recorded, newest first; of everything, or of one project, or *since* an instant."""
+        found: list[dict[str, Any]] = self._get("/v1/audit" + _query(hash=project_hash, since=since))["events"]
         return found
 
     def doctor(self, project_hash: str | None = None) -> Doctor:
-        found: Doctor = self._get("/v1/doctor" + (f"?project={project_hash}" if project_hash else ""))
+        found: Doctor = self._get("/v1/doctor" + _query(project=project_hash))
         return found
 
     def login(self, token: str) -> LoginAnswer:
@@ -131,8 +130,7 @@ class Client:
 
     def events(self, *, tunnel: str | None = None, hold: str | None = None) -> Events:
         """The stream of events, of everything or of one tunnel; with *hold* it keeps that hold while it is open."""
-        asked = [f"{name}={quoted(value)}" for name, value in (("tunnel", tunnel), ("hold", hold)) if value]
-        return Events(self._connect(EVENT_WITHIN_S), "/v1/events" + ("?" + "&".join(asked) if asked else ""))
+        return Events(self._connect(EVENT_WITHIN_S), "/v1/events" + _query(tunnel=tunnel, hold=hold))
 
     # ----------------------------------------------------------------- the exchange
 
@@ -226,6 +224,11 @@ class Events:
                     yield event
         except (Garbled, ValueError):
             return
+
+
+def _query(**values: str | None) -> str:
+    asked = [f"{name}={quoted(value)}" for name, value in values.items() if value]
+    return "?" + "&".join(asked) if asked else ""
 
 
 def _socket_path() -> str:

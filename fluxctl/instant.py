@@ -36,5 +36,10 @@ def parsed(text: str) -> datetime | None:
         return None
 
 
+def text(seconds: float) -> str:
+    """The instant *seconds* after the epoch, as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def relative(seconds: float) -> str:
     return f"in {screen.duration(seconds)}" if seconds >= 0 else f"{screen.duration(-seconds)} ago"

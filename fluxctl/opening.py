@@ -43,6 +43,7 @@ ACCESS_FLAGS = (
     Option("--readonly", says="read-only (the default for v2)"),
     Option("--readwrite", says="read/write, where the platform allows it"),
     Option("--ttl", takes="SECONDS", check=options.ttl, says="how long the temporary role lives (at most 28800)"),
+    Option("--renew", says="prolong the temporary role by itself while clients are connected (v2)"),
     Option("--reason", takes="TEXT", says="why, for the platform's audit"),
 )
 JSON_FLAG = Option("--json", says="print JSON")
@@ -128,6 +129,7 @@ def open_body(arguments: Arguments, chosen: Project, *, hold: bool, credential: 
             local_port=arguments.local_port,
             local_host=_plain_host(arguments.host),
             strict_port=arguments.strict_port or None,
+            renew=arguments.renew or None,
             ttl_s=arguments.ttl,
             reason=arguments.reason,
         ),

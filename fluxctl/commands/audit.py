@@ -6,9 +6,12 @@ An extension: a plane without it says so (`not_supported_by_plane`).
 
 from __future__ import annotations
 
+import time
+
 from fluxctl import environment, instant, opening, project, screen
 from fluxctl.client import Client
-from fluxctl.options import Command
+from fluxctl.options import Command, Option
+from fluxctl.problem import usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,11 +20,12 @@ if TYPE_CHECKING:
 
     from fluxctl.options import Arguments
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ABOUT = (("actor", "by"), ("sourceAddress", "from"), ("username", "role"), ("access", "access"), ("reason", "reason"))
 
 
 def audit(arguments: Arguments) -> int:
-    found = Client(environment.of_shell(arguments.values)).audit(_project_hash(arguments))
+    found = Client(environment.of_shell(arguments.values)).audit(_project_hash(arguments), arguments.since)
     if arguments.json:
         screen.json({"events": found})
         return 0
@@ -32,6 +36,22 @@ def audit(arguments: Arguments) -> int:
         screen.line(_title(event))
         screen.line(f"  {_about(event)}")
     return 0
+
+
+def since(flag: str, value: str) -> str:
+    """
+    *value* as an instant of ISO 8601 in UTC: itself, or so long ago.
+
+    Raises:
+        Problem: usage.
+    """
+    number, unit = value[:-1], value[-1:]
+    if unit in _UNITS_S and number.isascii() and number.isdigit() and len(number) <= 6:
+        return instant.text(time.time() - int(number) * _UNITS_S[unit])
+    moment = instant.parsed(value)
+    if moment is None:
+        raise usage(f"{flag} takes an instant like 2026-11-22T12:00Z, or 90m, 12h, 7d, not {value!r}.")
+    return instant.text(moment.timestamp())
 
 
 def _project_hash(arguments: Arguments) -> str | None:
@@ -60,6 +80,11 @@ COMMANDS = {
     "audit": Command(
         audit,
         positionals=("[NAME]",),
-        options=(*opening.PROJECT_FLAGS, opening.API_BASE_FLAG, opening.JSON_FLAG),
+        options=(
+            *opening.PROJECT_FLAGS,
+            Option("--since", takes="WHEN", check=since, says="an instant (2026-11-22T12:00Z), or 90m, 12h, 7d ago"),
+            opening.API_BASE_FLAG,
+            opening.JSON_FLAG,
+        ),
     ),
 }

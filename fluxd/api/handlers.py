@@ -261,7 +261,8 @@ class Api(BackupsApi):
         named = request.query.get("hash")
         project_hash = callers.project_hash(named) if named else None
         caller = await self._tokens.resolve(callers.plane(request))
-        return answer(wire.AuditTrail(events=await self._control.audit(caller, project_hash=project_hash)))
+        events = await self._control.audit(caller, project_hash=project_hash, since=request.query.get("since"))
+        return answer(wire.AuditTrail(events=events))
 
     # -------------------------------------------------------------------- login
 

@@ -135,7 +135,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         "audit",
         "What the control plane recorded, newest first",
         {200: wire.AuditTrail},
-        query=(Query("hash", wire.HashText, "only about this project"),),
+        query=(
+            Query("hash", wire.HashText, "only about this project"),
+            Query("since", str, "only from this instant on (ISO 8601)"),
+        ),
         takes_plane=True,
         problems=(*_PLANE_PROBLEMS, errors.NotSupportedByPlane),
     ),

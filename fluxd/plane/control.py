@@ -184,10 +184,12 @@ class ControlPlane:
         reply = await self._send("DELETE", api_base, f"/grants/{grant_id}", token, judge=_no_such_route)
         return answers.decoded(reply, wire.Revoked)
 
-    async def audit(self, caller: Caller, *, project_hash: str | None = None) -> list[wire.AuditEvent]:
-        """What the plane recorded about the caller and the caller's projects, newest first."""
-        query = {} if project_hash is None else {"hash": project_hash}
-        reply = await self._get(caller.api_base, "/audit", _token(caller), query=query, judge=_no_such_route)
+    async def audit(
+        self, caller: Caller, *, project_hash: str | None = None, since: str | None = None
+    ) -> list[wire.AuditEvent]:
+        """What the plane recorded about the caller and the caller's projects since then, newest first."""
+        query = {name: value for name, value in (("hash", project_hash), ("since", since)) if value is not None}
+        reply = await self._get(caller.api_base, "/audit", _token(caller), query=query, judge=_no_audit)
         return answers.decoded(reply, _AuditAnswer).events
 
     async def report(self, caller: Caller, project_hash: str, report: wire.TunnelReport) -> None:
@@ -440,6 +442,11 @@ def _tls_reason(error: aiohttp.ClientError) -> str | None:
 
 def _no_such_route(said: Refusal) -> type[errors.FluxError] | None:
     return errors.NotSupportedByPlane if said.status == 404 else None
+
+
+def _no_audit(said: Refusal) -> type[errors.FluxError] | None:
+    """A plane that has an audit says 404 of a project only."""
+    return None if "project" in (said.text or "").lower() else _no_such_route(said)
 
 
 def _grant_refusal(said: Refusal, access: wire.Access) -> type[errors.FluxError] | None:

@@ -512,3 +512,8 @@ def test_audit(daemon):
     text = said(daemon.flux("audit"))
     assert "2030-06-01 12:34:56 UTC  grant_minted: ok  def5678\n    by a@b, role " + answers.ROLE in text
     assert json.loads(said(daemon.flux("audit", *POOLY, "--json"))) == {"events": []}
+    daemon.says("GET /v1/audit?since=2026-11-22T12%3A00%3A00.000Z", {"events": []})
+    assert "Nothing yet." in said(daemon.flux("audit", "--since", "2026-11-22T13:00+01:00"))
+    daemon.flux("audit", "--since", "2h")
+    assert daemon.asked[-1].target.startswith("/v1/audit?since=20")
+    assert daemon.flux("audit", "--since", "yesterday").returncode == 2

@@ -219,6 +219,8 @@ def test_list_and_activity(daemon: Daemon, lab: Lab):
         assert [event["kind"] for event in found["events"]] == ["db.temp_credential_issued"]
     trail = daemon.flux_json("audit", *FOUNDRY, env=lab.env)["events"]
     assert {"grant_minted", "grant_revoked"} <= {event["event"] for event in trail}
+    assert daemon.flux_json("audit", *FOUNDRY, "--since", "2999-01-01", env=lab.env)["events"] == []
+    assert daemon.flux("audit", "x", "--hash", "0000000", env=lab.env).returncode == 4
 
 
 # ------------------------------------------------------------------------ flux.json, dotenv
