@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP     = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: bench bench-client bench-first-query faults setup demo test check lint types imports tests lock generate notice dist clean
+.PHONY: bench bench-plane bench-client bench-first-query faults setup demo test check lint types imports tests lock generate notice dist clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,9 @@ bench-client: setup
 
 bench-first-query: setup
 	$(BIN)/python -m bench.first_query --write docs/performance.md
+
+bench-plane: setup
+	$(BIN)/python -m bench.mints --write docs/performance.md
 
 faults: setup
 	$(BIN)/python -m bench.faults --write docs/reliability.md

@@ -42,7 +42,7 @@ class Reaper:
         while True:
             pause_s = 1.0
             try:
-                pause_s = await self._turn()
+                pause_s = await self.turn()
             except (*DatabaseFailure, PoolFailed) as failure:
                 log.warning("reaper: %s", describe(failure))
             except Exception:
@@ -54,7 +54,8 @@ class Reaper:
             except TimeoutError:
                 pass
 
-    async def _turn(self) -> float:
+    async def turn(self) -> float:
+        """Once: order what is over to end, end some of it, sweep if it is time. Answers when to look again (s)."""
         await grants.order_end_of_due(self._store)
         due = await grants.due_to_end(self._store, at_most=AT_ONCE)
         async with asyncio.TaskGroup() as group:
