@@ -59,6 +59,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "exec": ("exec_", "run a command with DATABASE_URL and PG* of a tunnel of its own"),
     "audit": ("audit", "what the control plane recorded about you and your projects"),
     "doctor": ("doctor", "test each step of the way, and say what to do"),
+    "completion": ("completion", "a script that completes words, for bash, zsh or fish"),
     "logout": ("account", "end this login's temporary roles and forget its token"),
 }
 _OURS_ALONE = frozenset({"config", "tunnel", "service"})
@@ -99,6 +100,8 @@ def run(words: Sequence[str]) -> int:
         return _print(_overview())
     if words[0] in {"-V", "--version"}:
         return _print([f"flux {_version()}"])
+    if words[0] == "__complete":
+        return _complete(words[1:])
     node = TREE.get(words[0])
     if isinstance(node, dict):
         return _run_in_group(words, node)
@@ -135,6 +138,14 @@ def _hand_over(words: Sequence[str]) -> int:
     from fluxctl import handover  # noqa: PLC0415 - rarely
 
     handover.to_next_flux(words)
+
+
+def _complete(words: Sequence[str]) -> int:
+    """For the scripts of `completion` alone: whatever goes wrong, somebody is only typing."""
+    from fluxctl import completing  # noqa: PLC0415 - never for a command
+
+    found = completing.answer(words, TREE)
+    return _print(found) if found else 0
 
 
 def _overview() -> list[str]:

@@ -47,9 +47,12 @@ class Client:
     `starts` False: a daemon that is not running is a problem, not a reason to start it.
     """
 
-    def __init__(self, env: environment.Environment, *, starts: bool = True) -> None:
+    def __init__(
+        self, env: environment.Environment, *, starts: bool = True, answer_within_s: float = ANSWER_WITHIN_S
+    ) -> None:
         self.env = env
         self._starts = starts
+        self._answer_within_s = answer_within_s
 
     def status(self) -> Status:
         found: Status = self._get("/v1/status")
@@ -155,7 +158,7 @@ class Client:
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: Any) -> Any:
         asked = request(method, target, headers, body)
         try:
-            with self._connect(ANSWER_WITHIN_S) as connection:
+            with self._connect(self._answer_within_s) as connection:
                 connection.send(asked)
                 return Answer(connection).json()
         except Garbled as error:
