@@ -62,6 +62,7 @@ HashText = Annotated[str, msgspec.Meta(pattern=HASH_PATTERN, description="projec
 SlugText = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,127}$", description="project slug")]
 # Checked before any ssh_config is read: asyncssh runs `Match exec` in a shell.
 SSHWord = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,252}$")]
+Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ActivityLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{0,4095}$")]
@@ -385,6 +386,8 @@ class LoginAnswer(Answer, frozen=True):
 class Event(Answer, frozen=True, omit_defaults=True):
     """
     One line of `GET /v1/events`. The first is `snapshot`, with every tunnel asked for; `ping` proves life.
+
+    `seq` grows with every event, across restarts too; `?since=SEQ` goes on after that one.
 
     `name` is what happened, in past tense: snapshot, opening, up, reconnecting, reconnected, client_connected,
     client_refused, client_left, lease_granted, lease_expiring, lease_renewed, lease_over, closing, closed, failed,

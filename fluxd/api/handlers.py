@@ -46,7 +46,7 @@ class Tunnels(Protocol):
     async def renew(self, name: str, request: wire.RenewTunnel, caller: Caller) -> wire.Tunnel: ...
     async def mint(self, project_hash: str, request: wire.MintGrant, caller: Caller) -> wire.GrantMinted: ...
     def events(
-        self, *, tunnel: str | None, hold: str | None
+        self, *, tunnel: str | None, hold: str | None, since: int | None
     ) -> AbstractAsyncContextManager[AsyncIterator[wire.Event]]: ...
     def hosts(self) -> Collection[wire.HostStatus]: ...
     def pending_revocations(self) -> int: ...
@@ -174,8 +174,8 @@ class Api(BackupsApi):
         return web.Response(status=204)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        asked = request.query
-        async with self._tunnels.events(tunnel=asked.get("tunnel"), hold=asked.get("hold")) as events:
+        asked, since = request.query, callers.number(request, "since", wire.Sequence)
+        async with self._tunnels.events(tunnel=asked.get("tunnel"), hold=asked.get("hold"), since=since) as events:
             stream = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
             await stream.prepare(request)
             with suppress(ConnectionError, TimeoutError):

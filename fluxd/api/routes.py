@@ -68,6 +68,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=(
             Query("tunnel", str, "only this tunnel's: id, slug, hash or port"),
             Query("hold", str, "keep this hold while the stream lasts"),
+            Query("since", wire.Sequence, "go on after the event of this `seq`; a snapshot where that is too long ago"),
         ),
         media="application/x-ndjson",
         problems=(*_LOOKUP_PROBLEMS, errors.HoldUnknown),

@@ -303,9 +303,13 @@ class Supervisor:
         return self._grants.pending()
 
     @asynccontextmanager
-    async def events(self, *, tunnel: str | None, hold: str | None) -> AsyncIterator[AsyncIterator[wire.Event]]:
+    async def events(
+        self, *, tunnel: str | None, hold: str | None, since: int | None = None
+    ) -> AsyncIterator[AsyncIterator[wire.Event]]:
         """
-        What happens from now on, after a snapshot. With *hold*, leaving the context ends that hold.
+        What happens from now on, after a snapshot, or after event number *since* where that is still known.
+
+        With *hold*, leaving the context ends that hold.
 
         Raises:
             HoldUnknown: it does not exist, was not taken up in time, or another stream keeps it.
@@ -314,7 +318,7 @@ class Supervisor:
         held = self._take_up(hold) if hold is not None else None
         only = self._named(tunnel).facts.id if tunnel is not None else None
         try:
-            with self._events.reader(self.list, only=only) as reader:
+            with self._events.reader(self.list, only=only, since=since) as reader:
                 yield reader
         finally:
             if held is not None and hold is not None:
