@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +95,10 @@ def _user(commands: Any) -> None:
 def _token(commands: Any) -> None:
     create = _command(commands, "create", _create_token, "print a new token: it is shown this once")
     create.add_argument("--user", required=True)
+    listing = _command(commands, "list", _list_tokens, "a user's tokens: id, made, last used")
+    listing.add_argument("--user", required=True)
+    revoke = _command(commands, "revoke", _revoke_token, "end a token at once; its grants live on")
+    revoke.add_argument("id", type=_uuid, help="from `token list`")
 
 
 def _project(commands: Any) -> None:
@@ -145,6 +150,13 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _uuid(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected the id of a token, from `fluxplane token list`") from None
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError("expected a port, 1 to 65535")
@@ -194,6 +206,20 @@ async def _create_token(arguments: argparse.Namespace) -> int:
     async with catalogue.connect(_settings()) as store:
         token = await registry.create_token(store, arguments.user)
     print(token.reveal())
+    return 0
+
+
+async def _list_tokens(arguments: argparse.Namespace) -> int:
+    async with catalogue.connect(_settings()) as store:
+        for token in await registry.tokens(store, arguments.user):
+            used = audit.iso(token.last_used_at) if token.last_used_at else "never used"
+            print(f"{token.id}  {audit.iso(token.created_at)}  {used}")
+    return 0
+
+
+async def _revoke_token(arguments: argparse.Namespace) -> int:
+    async with catalogue.connect(_settings()) as store:
+        await registry.revoke_token(store, arguments.id)
     return 0
 
 

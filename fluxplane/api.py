@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from fluxplane import access, audit, catalogue, policy, rates, registry, roles, wire
+from fluxplane import access, audit, catalogue, grants, policy, rates, registry, roles, wire
 from fluxplane.access import Plane
 from fluxplane.audit import Actor
 from fluxplane.backups import handlers, jobs
@@ -39,6 +39,7 @@ from fluxplane.wire import Secret
 log = logging.getLogger(__name__)
 
 SHUTDOWN_WITHIN_S: Final = 5.0
+BODY_WITHIN_S: Final = 15.0
 _BEARER: Final = re.compile(r"\s*Bearer\s+(\S+)", re.IGNORECASE)
 _PLANE: Final = web.AppKey("plane", Plane)
 _HEADERS: Final = {"Cache-Control": "private, no-store"}
@@ -75,10 +76,22 @@ class Call:
     async def body(self) -> dict[str, Any]:
         """The contract's reading of a body: what is no JSON object is an empty one."""
         try:
-            read = json.loads(await self.request.read(), parse_constant=_no_constant)
+            read = json.loads(await _read(self.request), parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return {}
         return read if isinstance(read, dict) else {}
+
+
+async def _read(request: web.Request) -> bytes:
+    """
+    Raises:
+        Refusal: 408, the body does not come.
+    """
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refusal(408, "The request's body did not come in time.") from None
 
 
 def _no_constant(name: str) -> None:
@@ -94,6 +107,7 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 def _routes(settings: Settings) -> list[web.RouteDef]:
     routes = [
         web.get("/api/health", _health),
+        web.get("/metrics", _metrics),
         web.get("/api/install/cli/version", _version),
         web.get("/api/cli/v1/auth/verify", _authenticated(_verify, "read")),
         web.get("/api/cli/v1/list", _authenticated(_list, "read")),
@@ -131,6 +145,18 @@ async def _health(request: web.Request) -> web.Response:
     except DatabaseAway:
         return _answer({"ok": False, "error": "the catalogue is away"}, status=503)
     return _answer({"ok": True})
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    """For Prometheus: numbers only. Not below /api, which is all that a proxy shows to the world."""
+    census = await grants.census(request.app[_PLANE].store)
+    lines = [f'fluxplane_roles{{state="{state}"}} {getattr(census, state)}' for state in ("minting", "live", "ending")]
+    lines += [f"fluxplane_roles_resisting {census.resisting}", f"fluxplane_role_overdue_seconds {census.overdue_s:.3f}"]
+    kinds = [
+        f"# TYPE {name} gauge"
+        for name in ("fluxplane_roles", "fluxplane_roles_resisting", "fluxplane_role_overdue_seconds")
+    ]
+    return web.Response(text="\n".join([*kinds, *lines, ""]), headers=_HEADERS)
 
 
 async def _version(_: web.Request) -> web.Response:
@@ -215,7 +241,7 @@ async def _live(call: Call) -> web.Response:
 async def _report(call: Call) -> web.Response:
     project = await call.project()
     try:
-        told = wire.decode(await call.request.read(), wire.TunnelReport)
+        told = wire.decode(await _read(call.request), wire.TunnelReport)
     except (msgspec.DecodeError, RecursionError) as failure:
         raise Refusal(400, f"Not a tunnel event: {failure}") from failure
     await access.report(call.plane, call.actor, project, _checked(told))

@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 from fluxplane import catalogue, grants, pool, roles
 from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
-from fluxplane.roles import PoolFailed
-from fluxplane.settings import OperatorError, Settings, user_of
+from fluxplane.roles import PoolFailed, Roles
+from fluxplane.settings import OperatorError, Settings
 
 SHOWN: Final = 5
 Verdict = Literal["ok", "warn", "fail", "skip"]
@@ -67,17 +67,25 @@ async def _pool(settings: Settings, store: Catalogue) -> list[Check]:
         if pool_roles is None:
             return [Check("pool", "skip", "none is configured (FLUXPLANE_POOL_URL)")]
         try:
-            known = await pool_roles.live()
-            open_ends = await pool_roles.not_enforced()
+            return [*await _service(pool_roles), *await _drift(settings, store)]
         except PoolFailed as failure:
             return [Check("pool", "fail", f"{failure}", "Is it up, and was `fluxplane pool prepare` run?")]
-    checks = (
-        [Check("pool", "ok", f"reached as {user_of(settings.pool_url, 'FLUXPLANE_POOL_URL')}, {len(known)} roles")]
-        if settings.pool_url
-        else []
-    )
-    checks += [Check("pool closed", "warn", text, "Run `fluxplane pool prepare`.") for text in open_ends]
-    return checks + await _drift(settings, store)
+
+
+async def _service(pool_roles: Roles) -> list[Check]:
+    """What the service's own login can see."""
+    checks = [Check("pool", "ok", f"reached; {len(await pool_roles.live())} temporary roles of ours")]
+    checks += [
+        Check("pool closed", "warn", text, "Run `fluxplane pool prepare`.") for text in await pool_roles.not_enforced()
+    ]
+    checks += [
+        Check("foreign role", "warn", f"{name} has expired and is not ours", "Its own plane must drop it.")
+        for name in await pool_roles.foreign()
+    ]
+    if await pool_roles.may_prepare_transactions():
+        message = "temporary roles may prepare transactions, whose locks outlive their sessions"
+        checks.append(Check("prepared transactions", "warn", message, "Unless needed: max_prepared_transactions = 0."))
+    return checks
 
 
 async def _drift(settings: Settings, store: Catalogue) -> list[Check]:

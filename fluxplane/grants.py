@@ -344,6 +344,29 @@ async def resisting(store: Catalogue) -> list[Row]:
     return [_row(row) for row in rows]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Census:
+    """How many roles there are by the catalogue, how many resist their end, and by how long the worst is overdue."""
+
+    live: int
+    minting: int
+    ending: int
+    resisting: int
+    overdue_s: float
+
+
+async def census(store: Catalogue) -> Census:
+    row = await store.db.fetchrow(
+        "SELECT count(*) FILTER (WHERE state = 'live') AS live, count(*) FILTER (WHERE state = 'minting') AS minting,"
+        " count(*) FILTER (WHERE state = 'ending') AS ending,"
+        " count(*) FILTER (WHERE state = 'ending' AND attempts > 0) AS resisting,"
+        " coalesce(greatest(0, extract(epoch FROM clock_timestamp() - min(expires_at))), 0)::float8 AS overdue_s"
+        " FROM grants WHERE state IN ('minting', 'live', 'ending')"
+    )
+    assert row is not None
+    return Census(**{field.name: row[field.name] for field in dataclasses.fields(Census)})
+
+
 def details(row: Row, *, reason: str | None = None) -> Details:
     """What the audit says of a grant."""
     return Details(

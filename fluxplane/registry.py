@@ -44,6 +44,15 @@ class Bearer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token; `last_used_at` is at most an hour old."""
+
+    id: uuid.UUID
+    created_at: dt.datetime
+    last_used_at: dt.datetime | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Project:
     """A row of the catalogue, without its secrets."""
 
@@ -150,6 +159,15 @@ async def create_token(store: Catalogue, user: str) -> Secret:
         "INSERT INTO tokens (user_id, sha256) VALUES ($1, $2)", await _user_id(store, user), _sha256(token)
     )
     return token
+
+
+async def tokens(store: Catalogue, user: str) -> list[Token]:
+    """A user's tokens that were not revoked, oldest first."""
+    rows = await store.db.fetch(
+        "SELECT id, created_at, last_used_at FROM tokens WHERE user_id = $1 AND revoked_at IS NULL ORDER BY created_at",
+        await _user_id(store, user),
+    )
+    return [Token(row["id"], row["created_at"], row["last_used_at"]) for row in rows]
 
 
 async def revoke_token(store: Catalogue, token_id: uuid.UUID) -> None:

@@ -125,6 +125,18 @@ class Roles:
         row = (await self._fetch(_OPEN))[0]
         return [text for name, text in _OPEN_TEXTS.items() if row[name]]
 
+    async def foreign(self) -> list[str]:
+        """Temporary roles without our marker whose time is over: another plane's leftovers."""
+        ours = {role.name for role in await self.live()}
+        rows = await self._fetch(
+            "SELECT rolname FROM pg_roles WHERE rolname ~ '^flux_temp_' AND rolvaliduntil < now() ORDER BY rolname"
+        )
+        return [str(row[0]) for row in rows if str(row[0]) not in ours]
+
+    async def may_prepare_transactions(self) -> bool:
+        rows = await self._fetch("SELECT current_setting('max_prepared_transactions')::integer > 0")
+        return bool(rows[0][0])
+
     async def end(self, name: str) -> None:
         """
         No login, no session, no object, no role of that name; fine if there never was one.

@@ -1,6 +1,7 @@
 """The operator's command, as installed: a platform set up by it alone, and what it says when something is wrong."""
 
 import asyncio
+import dataclasses
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import pytest
 
 from fluxplane import keychain
 from fluxplane.lab.postgres import Server
-from tests.fluxplane.conftest import USER, Caller, World, login, settings_for
+from tests.fluxplane.conftest import USER, Caller, World, login, serving, settings_for
 from tests.fluxplane.test_leases import replica_process
 from tests.furniture.processes import clean_environment, command
 from tests.furniture.sshd import FakeEngine
@@ -122,6 +123,20 @@ async def test_a_platform_is_set_up_by_the_command_alone(operator: Operator, poo
         assert secret not in everything
 
 
+async def test_a_revoked_token_is_refused_at_once(operator: Operator):
+    token = set_up(operator)
+    (line,) = operator.run("token", "list", "--user", USER).splitlines()
+    assert line.endswith("never used")
+    settings = dataclasses.replace(operator.settings, key_file=Path(operator.env["FLUXPLANE_KEY_FILE"]), key=None)
+    async with serving(settings, keychain.Secret(token)) as ada:
+        assert (await ada.get("/api/cli/v1/auth/verify")).status == 200
+        await asyncio.to_thread(operator.run, "token", "revoke", line.split()[0])
+        assert (await ada.get("/api/cli/v1/auth/verify")).status == 401
+    assert operator.run("token", "list", "--user", USER) == ""
+    assert "no such live token" in operator.run("token", "revoke", line.split()[0], code=1)
+    operator.run("token", "revoke", "nonsense", code=2)
+
+
 def test_everything_may_be_run_again(operator: Operator):
     set_up(operator)
     assert operator.run("migrate") == "Nothing to change."
@@ -221,7 +236,11 @@ async def test_doctor_names_a_role_that_resists(world18: World, tmp_path: Path):
             answer = await ada.ask("DELETE", f"/api/cli/v1/grants/{credential['grantId']}")
             assert answer.body["state"] == "ending"
             printed = await asyncio.to_thread(operator.run, "doctor", code=1)
+            async with ada.http.get(ada.base + "/metrics") as answer:
+                numbers = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if line[0] != "#")
         assert f"{credential['username']} resists" in printed
+        assert float(numbers["fluxplane_roles_resisting"]) >= 1
+        assert float(numbers['fluxplane_roles{state="ending"}']) >= 1
 
 
 async def test_the_pools_admin_password_is_nowhere(world18: World, tmp_path: Path):

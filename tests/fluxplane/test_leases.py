@@ -143,6 +143,14 @@ async def test_what_has_ended_cannot_be_renewed_nor_can_somebody_elses(world18: 
         assert (refused.status, refused.body["code"]) == (410, "grant_ended")
 
 
+async def test_a_plane_serves_while_its_pool_is_away(world18: World):
+    away = Secret("postgresql://plane:pw@127.0.0.1:1/postgres")
+    async with world18.serving(pool_url=away) as ada:
+        assert (await ada.get("/api/health")).status == 200
+        assert (await ada.get(f"/api/cli/v1/projects/{FOUNDRY}/db-access")).status == 200
+        assert (await ada.mint(FOUNDRY)).status == 500
+
+
 # -------------------------------------------------------------------- caps and rates
 
 
