@@ -24,6 +24,8 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "shell": ("shell", "psql through a tunnel of its own"),
         "password": ("db", "print the Postgres password, and only that (v1 dedicated)"),
         "gui-config": ("db", "what to type into Beekeeper, DBeaver, TablePlus, DataGrip"),
+        "dump": ("dump", "pg_dump through a tunnel of its own, into a file"),
+        "restore": ("restore", "pg_restore over a v1 project's database, behind the backup gate; or beside it"),
         "access-plan": ("db", "what database access this project has"),
     },
     "project": {
@@ -52,6 +54,13 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "check": ("config", "is config.toml right"),
         "example": ("config", "a commented config.toml"),
     },
+    "backup": {
+        "create": ("backup", "have the platform make a backup"),
+        "list": ("backup", "the backups there are, and what they are good for"),
+        "verify": ("backup", "prove by a restore that a backup is good"),
+        "download": ("backup", "a backup's file, checked"),
+    },
+    "dump": ("plain", "a v1 project's database as SQL, from the control plane"),
     "list": ("project", "your projects"),
     "activity": ("project", "what happened to a project"),
     "status": ("tunnel", "the daemon, its SSH hosts and tunnels"),

@@ -15,10 +15,14 @@ from fluxd import address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Self
 
     from fluxd.shapes import (
+        AskRestore,
+        BackupList,
+        BackupMade,
+        BackupVerified,
         Doctor,
         Event,
         GrantMinted,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         OpenTunnel,
         PlanAnswer,
         RenewTunnel,
+        RestoreAllowed,
         SettingsAnswer,
         Status,
         Tunnel,
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 # Longer than anything the daemon waits for itself while it answers one request.
 ANSWER_WITHIN_S = 120.0
+# A control plane that answers only when a backup is done may take five minutes.
+DONE_WITHIN_S = 360.0
 # The daemon sends a `ping` event far more often than this.
 EVENT_WITHIN_S = 90.0
 
@@ -119,6 +126,50 @@ class Client:
         found: list[dict[str, Any]] = self._get("/v1/audit" + _query(hash=project_hash, since=since))["events"]
         return found
 
+    def project(self, project_hash: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._get(f"/v1/projects/{project_hash}")
+        return found
+
+    def backups(self, project_hash: str) -> BackupList:
+        """Newest first, as the control plane says it (camelCase)."""
+        found: BackupList = self._get(f"/v1/projects/{project_hash}/backups")
+        return found
+
+    def create_backup(self, project_hash: str) -> BackupMade:
+        """Begun (`running`), or on a plane that cannot go on by itself, done."""
+        path = f"/v1/projects/{project_hash}/backups?wait=0"
+        found: BackupMade = self._send("POST", path, {"plane": self.env.plane()}, within_s=DONE_WITHIN_S)
+        return found
+
+    def verify_backup(self, project_hash: str, backup_id: str) -> BackupVerified:
+        """As `create_backup`: `pending` when it goes on."""
+        path = f"/v1/projects/{project_hash}/backups/{quoted(backup_id)}/verify?wait=0"
+        found: BackupVerified = self._send("POST", path, {"plane": self.env.plane()}, within_s=DONE_WITHIN_S)
+        return found
+
+    def backup_progress(self, project_hash: str, backup_id: str) -> Stream:
+        """Lines of `BackupProgress`."""
+        return self._stream(f"/v1/projects/{project_hash}/backups/{quoted(backup_id)}/progress")
+
+    def download_backup(self, project_hash: str, backup_id: str, *, start: int = 0) -> Stream:
+        """The bytes of its file from *start* on."""
+        path = f"/v1/projects/{project_hash}/backups/{quoted(backup_id)}/download"
+        return self._stream(path, {"Range": f"bytes={start}-"} if start else {})
+
+    def plain_dump(self, project_hash: str, options: Sequence[str]) -> Stream:
+        """A v1 database as SQL; *options* are the contract's query words."""
+        query = "&".join(f"{name}=1" for name in options)
+        return self._stream(f"/v1/projects/{project_hash}/dump" + (f"?{query}" if query else ""))
+
+    def ask_restore(self, project_hash: str, body: AskRestore) -> RestoreAllowed:
+        path = f"/v1/projects/{project_hash}/restores"
+        found: RestoreAllowed = self._send("POST", path, {**body, "plane": self.env.plane()})
+        return found
+
+    def end_restore(self, project_hash: str, restore_id: str, outcome: str) -> None:
+        path = f"/v1/projects/{project_hash}/restores/{quoted(restore_id)}"
+        self._send("POST", path, {"outcome": outcome, "plane": self.env.plane()})
+
     def doctor(self, project_hash: str | None = None) -> Doctor:
         found: Doctor = self._get("/v1/doctor" + _query(project=project_hash))
         return found
@@ -143,8 +194,15 @@ class Client:
     def _delete(self, target: str) -> Any:
         return self._exchange("DELETE", target, self._headers(), None)
 
-    def _send(self, method: str, target: str, body: Mapping[str, Any]) -> Any:
-        return self._exchange(method, target, {}, body)
+    def _send(self, method: str, target: str, body: Mapping[str, Any], *, within_s: float | None = None) -> Any:
+        return self._exchange(method, target, {}, body, within_s=within_s)
+
+    def _stream(self, target: str, more: Mapping[str, str] | None = None) -> Stream:
+        connection = self._connect(ANSWER_WITHIN_S)
+        try:
+            return Stream(connection, request("GET", target, {**self._headers(), **(more or {})}, None))
+        except Problem as problem:
+            raise self._explained(problem) from None
 
     def _headers(self) -> dict[str, str]:
         plane, ssh = self.env.plane(), self.env.ssh()
@@ -155,10 +213,12 @@ class Client:
             headers["Flux-SSH"] = quickjson.dumps(ssh)
         return headers
 
-    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: Any) -> Any:
+    def _exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: Any, *, within_s: float | None = None
+    ) -> Any:
         asked = request(method, target, headers, body)
         try:
-            with self._connect(self._answer_within_s) as connection:
+            with self._connect(within_s or self._answer_within_s) as connection:
                 connection.send(asked)
                 return Answer(connection).json()
         except Garbled as error:
@@ -182,6 +242,46 @@ class Client:
         if problem.code == "not_authenticated" and (kept := self.env.withheld()):
             problem.detail = f"{problem.detail}\n{kept}" if problem.detail else kept
         return problem
+
+
+class Stream:
+    """A long answer, read piece by piece. Use as a context manager."""
+
+    def __init__(self, connection: Connection, asked: bytes) -> None:
+        """
+        Raises:
+            Problem: the daemon or the plane refuses.
+        """
+        self._connection = connection
+        try:
+            connection.send(asked)
+            self._answer = Answer(connection)
+            if not 200 <= self._answer.status < 300:
+                self._answer.json()
+        except Garbled as error:
+            connection.close()
+            raise _unusable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        self.status = self._answer.status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._connection.close()
+
+    def pieces(self) -> Iterator[bytes]:
+        """
+        Raises:
+            Garbled: it broke off, so that what came is not the whole.
+        """
+        return self._answer.pieces()
+
+    def lines(self) -> Iterator[Any]:
+        """The lines of an NDJSON stream; raises as `pieces`."""
+        return (quickjson.loads(line) for line in self._answer.lines())
 
 
 class Events:

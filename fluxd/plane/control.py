@@ -378,7 +378,8 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 
 def _route(method: str, path: str) -> str:
     """*path* without what differs from project to project: a name for statistics."""
-    return f"{method} {re.sub(r'(?<=/projects/)[^/]+|(?<=/grants/)[^/]+', '*', path)}"
+    named = re.sub(r"/(projects|grants|backups|restores)/[^/]+", r"/\1/*", path)
+    return f"{method} {named}"
 
 
 def _headers(base: str, token: wire.Secret | None, data: bytes | None) -> dict[str, str]:

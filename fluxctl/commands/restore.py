@@ -1,0 +1,354 @@
+"""
+`flux db restore`: an archive over a v1 project's database, behind the backup gate; or beside it, into a new one.
+
+In this order, so that nothing is opened for what will be refused: a pooled project (never), the name, the
+acknowledgement, the archive itself, the gate (the client's by the contract's rule, and the control plane's, which
+records it). pg_restore then runs in one transaction: the database is the archive's afterwards, or as it was. With
+`--into` a new database gets its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fluxctl import environment, gate, hold, opening, options, pgrun, pgtools, screen
+from fluxctl.client import Client
+from fluxctl.options import Command, Option
+from fluxctl.problem import Problem, usage
+from fluxctl.progress import Meter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from fluxctl.hold import Held
+    from fluxctl.options import Arguments
+    from fluxctl.project import Project
+
+REASON = "flux db restore"
+_UNFINISHED = "flux_restoring_"
+_LONGEST_NAME = 63
+_LIST_WITHIN_S = 300
+
+
+class Archive:
+    """An input that pg_restore can read: `entries` is the number of things in it, `programs` who can read it."""
+
+    def __init__(self, path: Path, programs: list[tuple[str, int]], entries: int) -> None:
+        self.path = path
+        self.programs = programs
+        self.entries = entries
+
+
+class Database:
+    """One database behind the held tunnel, and the environment to reach it."""
+
+    def __init__(self, login: list[str], variables: dict[str, str], name: str = "postgres") -> None:
+        self.login = login
+        self.variables = variables
+        self.name = name
+
+    def ask(self, question: str) -> str:
+        return pgtools.ask(self.variables, self.login, question, database=self.name)
+
+    def at(self, name: str) -> Database:
+        return Database(self.login, self.variables, name)
+
+
+def restore(arguments: Arguments) -> int:
+    opening.refuse_contradictions(arguments)
+    chosen = opening.chosen_project(arguments)
+    client = Client(environment.of_shell(arguments.values))
+    plan = client.plan(chosen.hash)["plan"]
+    if plan["mode"] != "v1_dedicated":
+        raise Problem("restore_pooled")
+    opening.refuse_for_dedicated(arguments)
+    _refuse_other_name(chosen, plan["projectName"])
+    scratch = _scratch_name(arguments)
+    if scratch is None and not arguments.yes_i_know_this_can_overwrite_data:
+        raise Problem("restore_not_acknowledged")
+    if arguments.input is None:
+        raise usage("--input FILE is missing")
+    pgtools.psql()
+    archive = _checked(Path(arguments.input), pgtools.every("pg_restore"))
+    restore_id = None if scratch else _allowed(client, chosen, plan, arguments)
+    outcome = "failed"
+    try:
+        summary = _through_a_tunnel(client, chosen, arguments, archive, scratch)
+        outcome = "ok"
+    finally:
+        _tell(client, chosen, restore_id, outcome)
+    _say(arguments, archive, summary)
+    return 0
+
+
+def _refuse_other_name(chosen: Project, name: str) -> None:
+    """What is a warning elsewhere is an error where something is overwritten."""
+    if chosen.name is not None and chosen.name != name:
+        raise Problem("slug_mismatch", f"The project with hash {chosen.hash} is called {name}, not {chosen.name}.")
+
+
+def _scratch_name(arguments: Arguments) -> str | None:
+    name: str | None = arguments.into
+    if name is not None and not 0 < len((_UNFINISHED + name).encode()) <= _LONGEST_NAME:
+        raise usage(f"--into takes a database name of at most {_LONGEST_NAME - len(_UNFINISHED)} bytes.")
+    if name in {"postgres", "template0", "template1"}:
+        raise Problem("database_exists")
+    return name
+
+
+# ------------------------------------------------------------------------ the input
+
+
+def _checked(path: Path, programs: list[tuple[str, int]]) -> Archive:
+    """
+    The archive, listed by the first pg_restore that can: before anything is asked of anybody.
+
+    Raises:
+        Problem: archive_invalid.
+    """
+    if not path.exists():
+        raise Problem("archive_invalid", f"{path} does not exist.")
+    said = ""
+    for number, (program, _) in enumerate(programs):
+        done = subprocess.run(
+            [program, "--list", str(path.absolute())],
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LIST_WITHIN_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            entries = sum(1 for line in done.stdout.splitlines() if line and not line.startswith(";"))
+            return Archive(path.absolute(), programs[number:], entries)
+        said = said or done.stderr.strip()
+    raise Problem("archive_invalid", f"{path} is not an archive that pg_restore can read.", detail=said[:500])
+
+
+# ------------------------------------------------------------------------- the gate
+
+
+def _allowed(client: Client, chosen: Project, plan: Mapping[str, Any], arguments: Arguments) -> str | None:
+    """
+    The restore's id on a plane that knows restores.
+
+    Raises:
+        Problem: restore_blocked.
+    """
+    client.project(chosen.hash)
+    found = client.backups(chosen.hash)
+    verdict = gate.judge(
+        pooled=False,
+        backups=found["backups"],
+        now=_now(found.get("reconciledAt")),
+        acknowledged=True,
+        skip_backup_check=arguments.skip_backup_check,
+    )
+    knows = "restores" in (plan.get("extensions") or [])
+    # A plane that knows restores decides, by its own setting of how old is too old; else the contract's rule, here.
+    if not knows and not verdict.allowed:
+        raise Problem("restore_blocked", gate.SAYS[verdict.classification or "no_backups"])
+    if not knows:
+        return None
+    body: Any = {
+        "acknowledged": True,
+        "skip_backup_check": arguments.skip_backup_check,
+        "reason": arguments.reason or REASON,
+    }
+    return client.ask_restore(chosen.hash, body)["restoreId"]
+
+
+def _now(reconciled_at: str | None) -> datetime:
+    """The plane's clock, where it tells; ours may be wrong by hours."""
+    try:
+        return datetime.fromisoformat(reconciled_at or "")
+    except ValueError:
+        return datetime.fromtimestamp(time.time(), UTC)
+
+
+def _tell(client: Client, chosen: Project, restore_id: str | None, outcome: str) -> None:
+    """For the audit; the restore is what it is without."""
+    if restore_id is None:
+        return
+    try:
+        client.end_restore(chosen.hash, restore_id, outcome)
+    except Problem as problem:
+        screen.warning(f"the control plane could not be told how the restore went: {problem.message}")
+
+
+# ----------------------------------------------------------------------- the restore
+
+
+def _through_a_tunnel(
+    client: Client, chosen: Project, arguments: Arguments, archive: Archive, scratch: str | None
+) -> dict[str, Any]:
+    hold.stop_on_signals()
+    body: Any = {
+        **opening.open_body(arguments, chosen, hold=True, credential="new"),
+        "reason": arguments.reason or REASON,
+    }
+    with hold.Held(client, body) as held, hold.Narrator(held), Meter() as meter:
+        opening.say_notices(held.opened, held.tunnel)
+        database = _database(held)
+        version = int(database.ask("SHOW server_version_num")) // 10000
+        database = Database(database.login, pgtools.noticing(database.variables, version))
+        program = pgtools.fitting(archive.programs, version)
+        if scratch:
+            return _beside(database, program, archive, arguments, scratch, meter)
+        _warn_of_others(database)
+        return _over(database, program, archive, arguments, meter)
+
+
+def _database(held: Held) -> Database:
+    user, password = held.login()
+    login = ["-h", held.tunnel["host"], "-p", str(held.tunnel["port"]), "-U", user]
+    return Database(login, pgtools.environment(os.environ, password=password))
+
+
+def _warn_of_others(database: Database) -> None:
+    others = database.ask(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    if others != "0":
+        screen.warning(f"{others} other sessions use the database; the restore waits for their locks.")
+
+
+def _over(database: Database, program: str, archive: Archive, arguments: Arguments, meter: Meter) -> dict[str, Any]:
+    """Over what is there."""
+    if arguments.jobs:
+        screen.warning("with --jobs there is no single transaction: a failure leaves the database half restored.")
+    before = _tables(database)
+    _run(database, program, archive, ["--clean", "--if-exists"], arguments, meter)
+    after = _tables(database)
+    return {
+        "database": database.name,
+        "tables": len(after),
+        "added": sorted(after - before),
+        "removed": sorted(before - after),
+        "replaced": len(after & before),
+        "sizeBytes": _size(database),
+    }
+
+
+def _beside(
+    database: Database, program: str, archive: Archive, arguments: Arguments, scratch: str, meter: Meter
+) -> dict[str, Any]:
+    """Into a new database, which is dropped again unless all of it came."""
+    unfinished = _UNFINISHED + scratch
+    if database.ask(f"SELECT 1 FROM pg_database WHERE datname = {_text(scratch)}"):  # noqa: S608 - quoted
+        raise Problem("database_exists", f"The database {scratch} exists already.")
+    # What a run left that was killed.
+    database.ask(f"DROP DATABASE IF EXISTS {_name(unfinished)} WITH (FORCE)")
+    database.ask(f"CREATE DATABASE {_name(unfinished)} TEMPLATE template0")
+    try:
+        _run(database.at(unfinished), program, archive, [], arguments, meter)
+        database.ask(f"ALTER DATABASE {_name(unfinished)} RENAME TO {_name(scratch)}")
+    except BaseException:
+        _dropped(database, unfinished)
+        raise
+    made = database.at(scratch)
+    tables = _tables(made)
+    return {
+        "database": scratch,
+        "tables": len(tables),
+        "added": sorted(tables),
+        "removed": [],
+        "replaced": 0,
+        "sizeBytes": _size(made),
+    }
+
+
+def _dropped(database: Database, name: str) -> None:
+    """As well as it can be told: the tunnel may be what failed. The next run for the same name tries again."""
+    try:
+        database.ask(f"DROP DATABASE IF EXISTS {_name(name)} WITH (FORCE)")
+    except Problem as problem:
+        screen.warning(f"the unfinished database {name} could not be dropped: {problem.message}")
+
+
+def _run(
+    database: Database, program: str, archive: Archive, more: list[str], arguments: Arguments, meter: Meter
+) -> None:
+    done = 0
+
+    def hear(line: str) -> bool:
+        nonlocal done
+        told = line.startswith("pg_restore: ") and "error" not in line and "warning" not in line
+        done += told
+        if told and arguments.verbose:
+            screen.note(line)
+        return told
+
+    how = ["--jobs", str(arguments.jobs)] if arguments.jobs else ["--single-transaction"]
+    argv = [program, *database.login, "-d", database.name, "--no-password", "--no-owner", "--exit-on-error"]
+    argv += ["--no-acl"] if arguments.no_acl else []
+    argv += ["--verbose", *how, *more, str(archive.path)]
+    status, said = pgrun.run(
+        argv,
+        database.variables,
+        look=lambda: meter.show(f"Restoring: step {done}, {archive.entries} things in the archive"),
+        hear=hear,
+    )
+    if status:
+        failed = pgrun.failure("pg_restore", "restore_failed", said)
+        if arguments.jobs and more:
+            failed.message = "pg_restore failed: with --jobs there is no single transaction, it is half restored."
+        raise failed
+
+
+def _tables(database: Database) -> set[str]:
+    listed = database.ask(
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        " WHERE schemaname !~ '^pg_' AND schemaname <> 'information_schema'"
+    )
+    return set(listed.splitlines())
+
+
+def _size(database: Database) -> int:
+    return int(database.ask("SELECT pg_database_size(current_database())"))
+
+
+def _name(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _say(arguments: Arguments, archive: Archive, summary: Mapping[str, Any]) -> None:
+    if arguments.json:
+        screen.json({"ok": True, "input": str(archive.path), **summary})
+        return
+    screen.section("Restored")
+    screen.line(f"Input: {archive.path} ({archive.entries} things)")
+    screen.line(f"Database: {summary['database']} ({screen.size(summary['sizeBytes'])})")
+    screen.line(f"Tables: {summary['tables']} ({summary['replaced']} replaced, {len(summary['added'])} added)")
+    if summary["removed"]:
+        screen.line(f"Gone: {', '.join(summary['removed'])}")
+
+
+COMMANDS = {
+    "restore": Command(
+        restore,
+        positionals=("[NAME]",),
+        options=(
+            Option("--input", takes="FILE", says="an archive of `db dump` or `backup download`"),
+            Option("--yes-i-know-this-can-overwrite-data", says="needed, unless --into is given"),
+            Option("--skip-backup-check", says="without a restore-verified backup of the last 24 hours"),
+            Option("--into", takes="NEW_DB", says="into a new database of this name, beside the project's data"),
+            Option("--jobs", takes="N", check=options.count, says="so many at a time; no single transaction then"),
+            Option("--no-acl", says="without the archive's GRANTs"),
+            *opening.DB_FLAGS,
+        ),
+        notes="v1 dedicated only. Everything in one transaction: the archive's contents afterwards, or as before.",
+    ),
+}

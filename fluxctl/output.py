@@ -1,0 +1,157 @@
+"""
+A file (or directory) that gets its name only when it is whole.
+
+It is written beside its place under a temporary name, private to the user, and locked while somebody writes it: what a
+`kill -9` leaves is removed by the next one for the same output, never another's that is still at work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from fluxctl.problem import Problem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+_CHUNK = 1024 * 1024
+
+
+class Output:
+    """
+    What becomes *path*. `temporary` is where to write until `keep`; leaving the block without `keep` removes it.
+
+    With *resume*, a word that names one content, an unfinished file of that word is taken up again and stays.
+    """
+
+    def __init__(self, path: str, *, directory: bool = False, resume: str | None = None) -> None:
+        """
+        Raises:
+            Problem: output_unusable.
+        """
+        self.path = Path(path).absolute()
+        self._resume = resume
+        self._directory = directory
+        self._descriptor: int | None = None
+        self.temporary = self.path.with_name(f".{self.path.name}.{resume or secrets.token_hex(4)}.partial")
+        self._refuse_what_is_there()
+        try:
+            self._sweep()
+            self._descriptor = self._make()
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._close()
+            raise Problem("output_unusable", f"Another flux is writing {self.path} now.") from error
+        except OSError as error:
+            self._close()
+            raise unusable(self.path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._resume is None:
+            _remove(self.temporary)
+        self._close()
+
+    def keep(self) -> None:
+        """On disk, then under its name."""
+        try:
+            for one in _files(self.temporary):
+                _sync(one)
+            self.temporary.replace(self.path)
+            _sync(self.path.parent)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+
+    def discard(self) -> None:
+        _remove(self.temporary)
+
+    def size(self) -> int:
+        """Bytes so far."""
+        return sum(_size(one) for one in _files(self.temporary))
+
+    def _refuse_what_is_there(self) -> None:
+        if self._directory and self.path.exists():
+            raise Problem("output_unusable", f"{self.path} exists already; a directory is not overwritten.")
+        if self.path.is_dir():
+            raise Problem("output_unusable", f"{self.path} is a directory.")
+
+    def _make(self) -> int:
+        if self._directory:
+            self.temporary.mkdir(mode=0o700)
+            return os.open(self.temporary, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (0 if self._resume else os.O_EXCL)
+        return os.open(self.temporary, flags, 0o600)
+
+    def _sweep(self) -> None:
+        """What somebody left who was killed: unlocked."""
+        prefix = f".{self.path.name}."
+        for found in self.path.parent.iterdir():
+            middle = found.name.removeprefix(prefix).removesuffix(".partial")
+            if found.name == f"{prefix}{middle}.partial" and "." not in middle and found != self.temporary:
+                _remove_if_unlocked(found)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def unusable(path: Path, error: OSError) -> Problem:
+    return Problem("output_unusable", f"{path} cannot be written: {error.strerror or error}.")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    import hashlib  # noqa: PLC0415 - loads OpenSSL
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_if_unlocked(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from path.iterdir() if path.is_dir() else ()
+    yield path
+
+
+def _size(path: Path) -> int:
+    try:
+        return 0 if path.is_dir() else path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
