@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from fluxd import address, launchd, logs, safesocket, settings
 from fluxd.api import VERSION, Api, Organs
 from fluxd.clock import Clock
 from fluxd.core.errors import FluxError, SocketUnsafe
+from fluxd.declared import Declared
 from fluxd.doctor import Doctor
 from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.metrics import Metrics
@@ -101,10 +102,10 @@ async def serve(chosen: Settings) -> None:
     claim = safesocket.claim(path, _activated(manager, path))
     try:
         async with AsyncExitStack() as organs:
-            await _put_together(organs, chosen, claim, manager)
+            reload = await _put_together(organs, chosen, claim, manager)
             manager.ready("serving")
             log.info("fluxd %s serves %s", VERSION, path)
-            await stop.wait()
+            await _until_stopped(stop, reload, manager)
             manager.stopping()
             log.info("stopping")
     finally:
@@ -129,8 +130,10 @@ def _activated(manager: Manager, path: Path) -> socket | None:
     return ours
 
 
-async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager) -> None:
-    """Start every organ; *organs* stops them in the opposite order."""
+async def _put_together(
+    organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager
+) -> Callable[[Settings], Awaitable[None]]:
+    """Start every organ; *organs* stops them in the opposite order. What it answers applies settings read again."""
     clock, metrics = Clock(), Metrics(version=VERSION)
     keyring = TokenFile(chosen.token_file) if chosen.token_file else SystemKeyring()
     control = await organs.enter_async_context(ControlPlane(metrics.plane_answered))
@@ -151,6 +154,7 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
         pending=supervisor.pending_revocations,
         happened=supervisor.happened,
     )
+    declared = Declared(supervisor, tokens, clock)
     api = Api(
         Organs(
             tunnels=supervisor,
@@ -162,13 +166,48 @@ async def _put_together(organs: AsyncExitStack, chosen: Settings, claim: safesoc
             clock=clock,
             socket=claim.path,
             settings=chosen,
+            declared=declared,
         )
     )
     await organs.enter_async_context(_http(api, claim))
     organs.push_async_callback(_drain, supervisor)
+    organs.push_async_callback(declared.aclose)
     organs.callback(api.stopping.set)
+    await declared.apply(chosen.declared)
     await organs.enter_async_context(_watched(manager))
     listeners.discard_untaken()
+
+    async def apply(changed: Settings) -> None:
+        api.settings_read_again(changed)
+        await declared.apply(changed.declared)
+
+    return apply
+
+
+async def _until_stopped(stop: asyncio.Event, apply: Callable[[Settings], Awaitable[None]], manager: Manager) -> None:
+    """Wait for *stop*; on SIGHUP read the settings again. A mistake in them leaves everything as it was."""
+    again = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
+    stopping = asyncio.ensure_future(stop.wait())
+    while not stop.is_set():
+        asked = asyncio.ensure_future(again.wait())
+        await asyncio.wait({stopping, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if again.is_set() and not stop.is_set():
+            again.clear()
+            await _reload(apply)
+            manager.ready("serving")
+
+
+async def _reload(apply: Callable[[Settings], Awaitable[None]]) -> None:
+    try:
+        changed = settings.load()
+    except FluxError as error:
+        log.error("the settings were not read again: %s", error.message)  # noqa: TRY400 - a user's mistake has no trace
+        return
+    logs.set_level(changed.log_level)
+    await apply(changed)
+    log.info("the settings were read again")
 
 
 @asynccontextmanager

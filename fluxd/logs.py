@@ -76,4 +76,9 @@ def configure(level: Level, kind: Literal["text", "json"], stream: IO[str] | Non
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    set_level(level)
+
+
+def set_level(level: Level) -> None:
+    """From which level on our own modules are heard."""
     logging.getLogger("fluxd").setLevel(level.upper())

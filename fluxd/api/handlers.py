@@ -62,6 +62,13 @@ class Logins(Protocol):
     async def delete(self, api_base: str) -> bool: ...
 
 
+class Hopeful(Protocol):
+    """Tries to open what the configuration declares."""
+
+    def notices(self) -> list[str]: ...
+    def hurry(self) -> None: ...
+
+
 class Physician(Protocol):
     """Asks each organ how it is."""
 
@@ -82,6 +89,7 @@ class Organs:
     clock: Clock
     socket: Path
     settings: Settings
+    declared: Hopeful
 
 
 class Api(BackupsApi):
@@ -98,10 +106,14 @@ class Api(BackupsApi):
         self._clock = organs.clock
         self._socket = organs.socket
         self._settings = organs.settings
+        self._declared = organs.declared
         self._started = organs.clock.now()
         self._contract = openapi.text(ROUTES, version=VERSION)
         # Set when the daemon stops: new work is refused, streams end.
         self.stopping = asyncio.Event()
+
+    def settings_read_again(self, settings: Settings) -> None:
+        self._settings = settings
 
     def application(self) -> web.Application:
         """The aiohttp application: every route of the table behind the checks of `callers`."""
@@ -132,7 +144,7 @@ class Api(BackupsApi):
                 tunnels=len(tunnels),
                 relays=sum(tunnel.traffic.relays for tunnel in tunnels),
                 revocations_pending=self._tunnels.pending_revocations(),
-                notices=[],
+                notices=self._declared.notices(),
             )
         )
 
@@ -273,6 +285,7 @@ class Api(BackupsApi):
         verified = await self._control.verify(api_base, token)
         await self._logins.put(api_base, token)
         self._tokens.remember(api_base, token, verified.user)
+        self._declared.hurry()
         return answer(
             wire.LoginAnswer(
                 api_base=api_base,

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from fluxd import wire
+from fluxd import settings, wire
 from fluxd.api import VERSION, Api, Organs, handlers
 from fluxd.clock import Clock
+from fluxd.declared import Declared
 from fluxd.doctor import Doctor
 from fluxd.keychain import TokenFile
 from fluxd.metrics import Metrics
@@ -77,6 +78,8 @@ async def running(daemon_home: Path) -> AsyncIterator[Running]:
                 metrics=Metrics(version=VERSION),
                 clock=clock,
                 socket=held.path,
+                settings=settings.load({"FLUXD_CONFIG_DIR": str(daemon_home)}),
+                declared=Declared(supervisor, tokens, clock),
             )
         )
         runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
