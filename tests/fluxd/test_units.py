@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.furniture.needs import needs_program
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 UNITS = ROOT / "systemd"
 
 
 def verdict(*units: Path, scope: str, home: Path) -> str:
     """Everything `systemd-analyze verify` has to say. Its exit code is 0 even where it found a mistake."""
+    needs_program("systemd-analyze")
     done = subprocess.run(
         ["systemd-analyze", "verify", scope, "--man=no", *units],
         env=os.environ | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)},

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.furniture.needs import needs, needs_program
 from tests.furniture.postgres import enterable_directory
 
 # Neither a system user's nor systemd's dynamic users': journald gives every other user a journal of her own.
@@ -87,8 +88,9 @@ wait
 class UserManager:
     """`systemd --user` of mary. `run` is her shell after login; `home` is the same path inside and outside."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, scripts: Path) -> None:
         self.home = home
+        self.scripts = scripts
         self.runtime = Path(f"/run/user/{UID}")
         self._outer: subprocess.Popen[bytes] | None = None
         self._init: int | None = None
@@ -101,7 +103,7 @@ class UserManager:
             "LOGNAME": "mary",
             "SHELL": "/bin/sh",
             "LANG": "C.UTF-8",
-            "PATH": f"{SCRIPTS}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{self.scripts}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "XDG_RUNTIME_DIR": str(self.runtime),
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime}/bus",
             **more,
@@ -255,15 +257,17 @@ def _shell_list(paths: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def running_user_manager(reachable: list[Path]) -> Iterator[UserManager]:
-    """A booted manager; *reachable* directories can be entered by mary wherever they lie."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a systemd --user of its own needs Linux, and root to make its namespaces")
+def running_user_manager(reachable: list[Path], scripts: Path = Path(SCRIPTS)) -> Iterator[UserManager]:
+    """A booted manager; *reachable* directories can be entered by mary wherever they lie, *scripts* are on her PATH."""
+    needs(sys.platform == "linux" and os.geteuid() == 0, "Linux, and root to make namespaces")
+    needs(Path("/lib/systemd/systemd").exists(), "systemd is not installed")
+    for program in ("dbus-daemon", "nsenter", "setpriv", "unshare"):
+        needs_program(program)
     with enterable_directory("flux-test-login-") as place:
         home = place / "mary"
         home.mkdir(mode=0o700)
         os.chown(home, UID, UID)
-        manager = UserManager(home)
+        manager = UserManager(home, scripts)
         try:
             manager.start(place / "boot.log", reachable)
             yield manager

@@ -9,6 +9,7 @@ import pytest
 
 from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab
+from tests.furniture.needs import needs_program
 
 pytestmark = pytest.mark.journey
 
@@ -22,6 +23,7 @@ RUN = {
 
 
 def run(name: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    needs_program("curl" if name == "client.sh" else RUN[name][0])
     return subprocess.run(
         RUN[name],
         cwd=EXAMPLES,

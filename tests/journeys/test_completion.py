@@ -3,7 +3,6 @@
 import os
 import pty
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import pytest
 
 from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab
+from tests.furniture.needs import needs_program
 
 pytestmark = pytest.mark.journey
 
@@ -84,7 +84,7 @@ SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}
 @pytest.fixture(params=SHELLS)
 def completed(request: pytest.FixtureRequest, lab: Lab, daemon: Daemon):
     """A function from a line, its last word being typed, to what the shell offers."""
-    assert shutil.which(request.param), f"{request.param} is not installed (see .ci/run)"
+    needs_program(request.param)
     env = daemon.environment | dict(lab.env)
     return lambda *line: SHELLS[request.param](list(line), env)
 
