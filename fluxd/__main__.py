@@ -169,6 +169,7 @@ async def _put_together(
             declared=declared,
         )
     )
+    await supervisor.start()
     await organs.enter_async_context(_http(api, claim))
     organs.push_async_callback(_drain, supervisor)
     organs.push_async_callback(declared.aclose)

@@ -81,6 +81,8 @@ class TunnelRecord(msgspec.Struct, kw_only=True):
     kept: bool
     holds: list[str]
     renew: bool
+    ttl_s: int | None
+    prefer_network: str | None
     opened_at: datetime
     upstream: Upstream | None
     # The SSH host's key behind which `upstream` was proven to be this project's.

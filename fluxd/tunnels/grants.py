@@ -137,7 +137,7 @@ class Grants:
             await self._journal.commit()
         except _REFUSED:
             self._drop(record)
-            await self._settle()
+            await self.settle()
             raise
         except BaseException:
             self.end(record.grant_id)
@@ -233,10 +233,19 @@ class Grants:
             await asyncio.wait(tasks, timeout=within_s)
         return not any(one in self._journal.grants for one in grant_ids)
 
-    def resume(self) -> None:
-        """After a restart: end what shall end, and what was asked for without anybody to use the answer."""
+    def recall(self) -> None:
+        """After a restart: leases go on, on this boot's clock."""
+        now, wall, boot = self._clock.now(), self._clock.wall(), self._clock.boot_id()
+        for record in self._journal.grants.values():
+            if record.lease is not None:
+                record.lease = record.lease.restored(same_boot=record.boot_id == boot, now=now, wall=wall)
+            record.boot_id = boot
+
+    def resume(self, tunnels: Collection[str]) -> None:
+        """After a restart: end what shall end, and whatever nobody can use: only *tunnels* have come back."""
         for record in list(self._journal.grants.values()):
-            if record.state in ("asked", "ending"):
+            useless = record.tunnel is not None and record.tunnel not in tunnels
+            if record.state != "live" or useless:
                 self.end(record.grant_id)
 
     async def aclose(self, *, within_s: float) -> None:
@@ -249,10 +258,10 @@ class Grants:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._settle()
+        await self.settle()
 
     async def _end(self, record: GrantRecord) -> None:
-        await self._settle()
+        await self.settle()
         backoff = Backoff(cap_s=60.0)
         while record.revocable:
             try:
@@ -267,7 +276,7 @@ class Grants:
                 break
             await asyncio.sleep(pause)
         self._drop(record)
-        await self._settle()
+        await self.settle()
 
     async def _revoked(self, record: GrantRecord) -> bool:
         """Whether the plane says that there is no such role (any more)."""
@@ -302,7 +311,7 @@ class Grants:
         for kept in (self._journal.grants, self._callers, self._passwords):
             kept.pop(record.grant_id, None)
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """Write down what only has to be known after a crash: a full disk must not keep a role alive."""
         try:
             await self._journal.commit()

@@ -107,6 +107,12 @@ class Host:
         while await self._next_outcome(hurry=hurry) is not None:
             hurry = False
 
+    @property
+    def key_fingerprint(self) -> str | None:
+        """Of the host key that the connection was made with; None without one."""
+        key = self._connection.get_server_host_key() if self._connection is not None else None
+        return key.get_fingerprint() if key is not None else None
+
     async def aclose(self) -> None:
         """End the connection, with every channel in it, and dial no more."""
         if self._keeper is not None:

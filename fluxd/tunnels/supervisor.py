@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from fluxd import wire
 from fluxd.clock import Clock
 from fluxd.core import ports
 from fluxd.core.errors import (
+    FluxError,
     HoldUnknown,
     LocalHostForbidden,
     NotSupportedByPlane,
@@ -30,7 +34,7 @@ from fluxd.core.errors import (
     WrongMode,
 )
 from fluxd.core.target import Target, Words, choose_target
-from fluxd.journal import Journal, Key
+from fluxd.journal import Journal, Key, TunnelRecord
 from fluxd.plane import Caller, ControlPlane, Tokens
 from fluxd.portbook import PortBook
 from fluxd.settings import TunnelSettings
@@ -39,17 +43,23 @@ from fluxplane import wire as plane_wire
 
 from .dial import Destination, Dialling
 from .events import Events
+from .facts import Facts, Wish, recalled
 from .forward import Forward
 from .grants import Grants, Minted, Terms, credential
+from .identity import Identity
 from .listeners import Listeners
+from .shown import shown_host
 from .ssh import Host
 from .sshconfig import unhonoured
-from .tunnel import Facts, House, Tunnel, Wish, new_id
+from .tunnel import House, Tunnel, new_id
+
+log = logging.getLogger(__name__)
 
 # The clock that counts sleep is re-read this often: a laptop that wakes finds its leases over within it.
 TICK_S: Final = 1.0
 REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
+REPORTED_WITHIN_S: Final = 5.0
 DEFAULT_HOST: Final = "127.0.0.1"
 
 NO_REVOKE: Final = (
@@ -78,7 +88,16 @@ class Supervisor:
         self._listeners = listeners or Listeners(Manager())
         self._events = Events(clock)
         self._grants = Grants(control=control, tokens=tokens, journal=self._journal, clock=clock)
-        self._house = House(self._grants, self._journal, self._events, clock, settings.client_waits_s)
+        self._house = House(
+            grants=self._grants,
+            identity=Identity(control=control, tokens=tokens, grants=self._grants),
+            journal=self._journal,
+            events=self._events,
+            clock=clock,
+            client_waits_s=settings.client_waits_s,
+            later=self._later,
+            report=self._report,
+        )
         self._tunnels: dict[Key, Tunnel] = {}
         self._hosts: dict[Destination, Host] = {}
         # One opening at a time for one project; different projects open together.
@@ -87,6 +106,51 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._closing = False
+
+    # ------------------------------------------------------------------- starting
+
+    async def start(self) -> None:
+        """
+        Take up what an earlier daemon left: its tunnels listen again on their ports, and what shall end is ended.
+
+        A tunnel dials when its first client comes. Held ones end if their hold is not found again.
+        """
+        self._grants.recall()
+        restored = []
+        for record in list(self._journal.tunnels.values()):
+            tunnel = self._recalled(record)
+            if tunnel is not None:
+                restored.append(tunnel)
+        self._grants.resume({tunnel.facts.id for tunnel in restored})
+        for tunnel in restored:
+            await tunnel.settled
+        await self._grants.settle()
+        self._start_ticking()
+
+    def _recalled(self, record: TunnelRecord) -> Tunnel | None:
+        """The tunnel of *record*, listening again; None if nobody could use it."""
+        try:
+            facts = recalled(record)
+        except msgspec.DecodeError as error:
+            log.warning("the tunnel %s to %s does not come back: %s", record.id, record.key.hash, error)
+            facts = None
+        wanted = record.kept or record.holds
+        if facts is None or not wanted or (facts.pooled is not None and not self._usable(record.id)):
+            del self._journal.tunnels[record.id]
+            return None
+        ssh = record.ssh
+        destination = Destination(Target(ssh.host, ssh.user, ssh.port), ssh.identity_file, ssh.known_hosts)
+        host = self._shared_host(destination, ssh.agent, facts.plan.host_keys)
+        tunnel = self._tunnels[facts.key] = Tunnel(facts, host, self._house)
+        self._later(self._clean_up_after(tunnel))
+        requested = None if self._ports.owned.get(facts.key) == record.port else record.port
+        tunnel.restore(record, lambda: self._bound(tunnel, requested, strict=False))
+        return tunnel
+
+    def _usable(self, tunnel: str) -> bool:
+        """Whether a role of it has time left."""
+        leases = [record.lease for record in self._grants.live(tunnel)]
+        return any(lease is not None and lease.remaining(self._clock.now()) > 0 for lease in leases)
 
     # -------------------------------------------------------------------- opening
 
@@ -139,7 +203,9 @@ class Supervisor:
             if not tunnel.life.listening:
                 await self._gone(tunnel)
                 raise tunnel.problem or TunnelNotFound("The tunnel was closed while it was being opened.")
-            return await self._opened(tunnel, request, hold, tunnel.first)
+            opened = await self._opened(tunnel, request, hold, tunnel.first)
+            tunnel.report_opened()
+            return opened  # noqa: TRY300 - all of it is undone if it is cancelled
         except asyncio.CancelledError:
             tunnel.close()
             raise
@@ -156,7 +222,7 @@ class Supervisor:
         pooled = isinstance(plan, plane_wire.PooledPlan)
         key = Key(caller.api_base, caller.account, request.hash, request.access if pooled else "readwrite")
         facts = Facts(
-            id=self._unused_id(),
+            id=new_id(self._used_ids()),
             key=key,
             plan=plan,
             raw_plan=raw,
@@ -164,9 +230,11 @@ class Supervisor:
             opened_at=self._clock.wall(),
             prefer_network=request.ssh.prefer_network,
             renew=request.renew,
+            ttl_s=request.ttl_s,
             notices=[*notices],
         )
-        tunnel = Tunnel(facts, self._host(target, request.ssh, plan.host_keys), self._house)
+        destination = Destination(target, request.ssh.identity_file, request.ssh.known_hosts)
+        tunnel = Tunnel(facts, self._shared_host(destination, request.ssh.agent, plan.host_keys), self._house, caller)
         self._tunnels[key] = tunnel
         self._later(self._clean_up_after(tunnel))
         return tunnel
@@ -174,6 +242,7 @@ class Supervisor:
     async def _join(self, tunnel: Tunnel, request: wire.OpenTunnel, caller: Caller) -> wire.TunnelOpened:
         """Use the forward that is open, with a grant of one's own where that is asked for."""
         _same_way(tunnel, request)
+        tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
         hold = secrets.token_hex(8) if request.hold else None
@@ -190,6 +259,8 @@ class Supervisor:
         else:
             tunnel.hold(hold, minted.record.grant_id if minted else None)
         tunnel.facts.renew |= request.renew
+        tunnel.remember()
+        await self._grants.settle()
         shown = tunnel.shown()
         return wire.TunnelOpened(
             tunnel=shown,
@@ -201,25 +272,24 @@ class Supervisor:
 
     # ---------------------------------------------------------------------- hosts
 
-    def _host(self, target: Target, asked: wire.SSH, pinned: Sequence[str]) -> Host:
-        destination = Destination(target, asked.identity_file, asked.known_hosts)
+    def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
         host = self._hosts.get(destination)
         if host is None:
             how = Dialling(connect_s=self._settings.ssh_connect_s)
             host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
-        host.agent = asked.agent or host.agent
+        host.agent = agent or host.agent
         host.pinned = pinned
         return host
 
     def _host_moved(self, host: Host, name: str) -> None:
-        self._events.emit(name, host=lambda: _shown_host(host), problem=host.last_problem)
+        self._events.emit(name, host=lambda: shown_host(host), problem=host.last_problem)
         if name == "host_lost":
             for tunnel in list(self._tunnels.values()):
                 if tunnel.host is host:
                     tunnel.host_lost()
 
     def hosts(self) -> list[wire.HostStatus]:
-        return [_shown_host(host) for host in self._hosts.values()]
+        return [shown_host(host) for host in self._hosts.values()]
 
     async def _release(self, host: Host) -> None:
         """End the connection that nobody shares any more."""
@@ -264,7 +334,7 @@ class Supervisor:
 
     async def _keep_port(self, tunnel: Tunnel, port: int, usual: int | None, requested: int | None) -> None:
         if usual is None:
-            await self._ports.keep(tunnel.facts.key, port, tunnel.facts.plan.project_name)
+            await self._ports.keep(tunnel.facts.key, port, tunnel.facts.project)
         elif port != usual and requested is None:
             tunnel.facts.notices.append(
                 f"Port {usual} is this project's, but another program holds it; this time it is {port}."
@@ -354,6 +424,7 @@ class Supervisor:
         if tunnel is not None:
             tunnel.close()
             await self._gone(tunnel)
+        await self._grants.settle()
         revoked = await self._grants.ended([record.grant_id for record in records], within_s=REVOKED_WITHIN_S)
         revocable = all(record.revocable for record in records)
         return wire.TunnelClosed(
@@ -390,6 +461,7 @@ class Supervisor:
 
     async def _clean_up_after(self, tunnel: Tunnel) -> None:
         await self._gone(tunnel)
+        await self._grants.settle()
         await tunnel.aclose()
         await self._release(tunnel.host)
 
@@ -398,10 +470,13 @@ class Supervisor:
         self._closing = True
         self._listeners.hand_over()
         tunnels = list(self._tunnels.values())
+        # A v1 tunnel that somebody keeps has no role to end: it comes back with the next daemon.
+        lasting = {one.facts.id: one.record() for one in tunnels if one.facts.kept and one.facts.pooled is None}
         for tunnel in tunnels:
             tunnel.close()
         for tunnel in tunnels:
             await tunnel.finished.wait()
+        self._journal.tunnels.update(lasting)
         await self._grants.aclose(within_s=DRAINED_WITHIN_S)
         if self._ticker is not None:
             self._ticker.cancel()
@@ -475,12 +550,18 @@ class Supervisor:
         if self._closing:
             raise ShuttingDown
 
-    def _unused_id(self) -> str:
+    def _used_ids(self) -> set[str]:
         used = {tunnel.facts.id for tunnel in self._tunnels.values()}
-        used |= {record.tunnel for record in self._journal.grants.values() if record.tunnel}
-        while (found := new_id()) in used:
-            pass
-        return found
+        return used | {record.tunnel for record in self._journal.grants.values() if record.tunnel}
+
+    async def _report(self, caller: Caller, project_hash: str, report: plane_wire.TunnelReport) -> None:
+        try:
+            async with asyncio.timeout(REPORTED_WITHIN_S):
+                await self._control.report(caller, project_hash, report)
+        except (FluxError, TimeoutError) as problem:
+            log.info(
+                "the control plane was not told that tunnel %s was %s: %s", report.tunnel_id, report.event, problem
+            )
 
     def _later(self, work: Awaitable[None]) -> None:
         """Have *work* done by a task that `aclose` awaits."""
@@ -546,31 +627,16 @@ def _same_way(tunnel: Tunnel, asked: wire.OpenTunnel) -> None:
     for what, want, have in wanted:
         if want is not None and want != have:
             raise TunnelOpenDifferently(
-                f"The tunnel {tunnel.facts.id} to {tunnel.facts.plan.project_name} is open with the {what} {have}, "
+                f"The tunnel {tunnel.facts.id} to {tunnel.facts.project} is open with the {what} {have}, "
                 f"and you ask for {want}.",
                 hint=f"Close it first (`fluxctl tunnel close {tunnel.facts.id}`), or ask without the differing option.",
             )
 
 
 def _answers_to(tunnel: Tunnel, name: str) -> bool:
-    return name in (tunnel.facts.id, tunnel.facts.plan.project_name, tunnel.facts.key.hash, str(tunnel.port))
+    return name in (tunnel.facts.id, tunnel.facts.project, tunnel.facts.key.hash, str(tunnel.port))
 
 
 def _with_port(plan: dict[str, Any], port: int) -> dict[str, Any]:
     tunnel = plan.get("tunnel")
     return {**plan, "tunnel": {**(tunnel if isinstance(tunnel, dict) else {}), "recommendedLocalPort": port}}
-
-
-def _shown_host(host: Host) -> wire.HostStatus:
-    target = host.destination.target
-    return wire.HostStatus(
-        host=target.host,
-        port=target.port,
-        user=target.user,
-        state=host.state,
-        channels=host.channels,
-        latency_s=host.latency_s,
-        connected_at=host.connected_at,
-        last_problem=wire.problem_of(host.last_problem) if host.last_problem else None,
-        data_plane="channels",
-    )

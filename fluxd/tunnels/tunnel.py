@@ -10,96 +10,67 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
 from fluxd import wire
 from fluxd.clock import Clock
 from fluxd.core.errors import (
     FluxError,
+    LeaseOver,
+    NotAuthenticated,
+    RenewLimit,
     SSHLost,
-    UpstreamLoginFailed,
+    TunnelNotFound,
     UpstreamRefused,
     UpstreamUnreachable,
     UpstreamWrongServer,
 )
 from fluxd.core.lifecycle import Command, Event, Lifecycle, Phase
 from fluxd.core.login import Unproven
-from fluxd.core.resolver import Upstream, locate
-from fluxd.journal import GrantRecord, Journal, Key
+from fluxd.core.resolver import Upstream
+from fluxd.journal import GrantRecord, Journal, SSHRecord, TunnelRecord
 from fluxd.plane import Caller
-from fluxplane import wire as plane_wire
+from fluxplane.wire import TunnelReport
 
 from .events import Events
+from .facts import Facts, Hold, Wish
 from .forward import Forward, Happening
 from .grants import Grants, Minted, Terms
+from .identity import Identity
 from .probe import prove_login, prove_postgres
+from .shown import shown_lease, shown_traffic
 from .ssh import ChannelTransport, Host, unreachable
+from .whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
 # After the lease: this long Postgres has to tell its clients itself.
 GRACE_S: Final = 1.0
-# A container's address is another tenant's as soon as docker gives it away.
-ADDRESS_FRESH_S: Final = 10.0
 HOLD_TAKEN_WITHIN_S: Final = 5.0
+# After a restart: whoever held it needs a moment to see that we are back.
+HOLD_FOUND_AGAIN_WITHIN_S: Final = 10.0
+# A tunnel that renews by itself does so this long before its end, or half-way through a shorter lease.
+RENEW_BEFORE_S: Final = 600.0
+RENEW_AGAIN_S: Final = 15.0
+
+Bind = Callable[[], Awaitable[Forward]]
 
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every tunnel shares."""
+    """What every tunnel shares. `later` has work done by a task that is awaited in the end."""
 
     grants: Grants
+    identity: Identity
     journal: Journal
     events: Events
     clock: Clock
     client_waits_s: float
-
-
-@dataclass(slots=True)
-class Hold:
-    """Somebody's wish that the tunnel stay. `until`: it must be taken up by then; None: it is."""
-
-    grant_id: str | None
-    until: float | None
-
-
-@dataclass(slots=True)
-class Wish:
-    """What a grant is asked for with, by whom."""
-
-    caller: Caller
-    ttl_s: int | None = None
-    reason: str | None = None
-    hold: str | None = None
-
-
-@dataclass(slots=True)
-class Facts:
-    """What is known of a tunnel before anything is opened."""
-
-    id: str
-    key: Key
-    plan: plane_wire.AccessPlan
-    raw_plan: dict[str, Any]
-    local_host: str
-    opened_at: datetime
-    # The docker network to take an address from when a container is on several.
-    prefer_network: str | None = None
-    # Somebody opened it without holding it.
-    kept: bool = False
-    renew: bool = False
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def pooled(self) -> plane_wire.PooledPlan | None:
-        return self.plan if isinstance(self.plan, plane_wire.PooledPlan) else None
-
-    @property
-    def username(self) -> str | None:
-        return None if isinstance(self.plan, plane_wire.PooledPlan) else self.plan.database.username
+    later: Callable[[Awaitable[None]], None]
+    report: Callable[[Caller, str, TunnelReport], Awaitable[None]]
 
 
 class Tunnel:
@@ -109,11 +80,12 @@ class Tunnel:
     `feed` it what happens. `settled` is done when it is up or will never be; `finished` is set when nothing is left.
     """
 
-    def __init__(self, facts: Facts, host: Host, house: House) -> None:
+    def __init__(self, facts: Facts, host: Host, house: House, caller: Caller | None = None) -> None:
         self.facts = facts
         self.host = host
+        # Whoever asked last, with the token to ask the plane with; None after a restart.
+        self.caller = caller
         self.holds: dict[str, Hold] = {}
-        self.upstream: Upstream | None = None
         self.problem: FluxError | None = None
         self.life = Lifecycle()
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,30 +93,45 @@ class Tunnel:
         self.forward: Forward | None = None
         # What the opening itself minted, for the one who opened.
         self.first: Minted | None = None
+        self.whereabouts = Whereabouts(
+            facts.plan,
+            host,
+            house.clock,
+            proof=lambda: house.identity.login(facts, lambda: self.caller),
+            say=facts.say_once,
+            moved=self.remember,
+            prefer_network=facts.prefer_network,
+        )
         self._house = house
-        self._bind: Callable[[], Awaitable[Forward]] | None = None
+        self._bind: Bind | None = None
         self._wish: Wish | None = None
         self._asked: GrantRecord | None = None
         self._step: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[None]] = set()
-        self._locating = asyncio.Lock()
-        self._located_at = 0.0
-        self._located_over = 0
         self._warned: dict[str, set[float]] = {}
-        # No listener outlives the grant that ended last, even if that one was revoked early.
+        # Half of what each lease was last given.
+        self._halves: dict[str, float] = {}
+        # No listener outlives the grant that ends last, even if that one was revoked early.
         self._ends_at: float | None = None
+        self._renew_at = 0.0
 
     # --------------------------------------------------------- what happens to it
 
-    def open(self, wish: Wish, bind: Callable[[], Awaitable[Forward]]) -> None:
+    def open(self, wish: Wish, bind: Bind) -> None:
         """Begin; `settled` tells how it ended, `problem` why it failed."""
         self._wish, self._bind = wish, bind
         self._emit("opening")
         self.feed(Event.OPEN_ASKED)
 
-    def restore(self, bind: Callable[[], Awaitable[Forward]]) -> None:
+    def restore(self, record: TunnelRecord, bind: Bind) -> None:
         """Listen again as before the daemon ended; the host is dialled by the first client."""
         self._bind = bind
+        self.whereabouts.recall(record.upstream, record.proven_behind)
+        until = self._house.clock.now() + HOLD_FOUND_AGAIN_WITHIN_S
+        held = {one.hold: one.grant_id for one in self.live()}
+        self.holds = {name: Hold(held.get(name), until) for name in record.holds}
+        for grant in self.live():
+            self._note_end(grant)
         self.feed(Event.RESTORE_ASKED)
 
     def close(self) -> None:
@@ -172,6 +159,8 @@ class Tunnel:
             if event is Event.LEASE_ENDED:
                 self._emit("lease_over")
             self._emit("closing", self.problem)
+        if phase in (Phase.CLOSING, Phase.FAILED):
+            self._house.journal.tunnels.pop(self.facts.id, None)
         if phase in (Phase.UP, Phase.CLOSING) and not self.settled.done():
             self.settled.set_result(None)
 
@@ -228,11 +217,14 @@ class Tunnel:
         return Event.HOST_REACHED
 
     async def _locate_upstream(self) -> Event:
-        await self._locate()
+        await self.whereabouts.locate()
         return Event.UPSTREAM_LOCATED
 
     async def _prove_upstream(self) -> Event:
-        await prove_postgres(self._open_stream)
+        await prove_postgres(self.whereabouts.open_stream)
+        if self.facts.pooled is None:
+            # v2 proves itself by the login of the role that is minted next.
+            await self.whereabouts.proven()
         return Event.UPSTREAM_PROVEN
 
     async def _journal_grant(self) -> Event:
@@ -270,17 +262,17 @@ class Tunnel:
 
     async def _await_grace(self) -> Event:
         if self.forward is not None and self.facts.pooled is not None:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_S):
                     await self.forward.relays_gone()
-            except TimeoutError:
-                pass
         return Event.GRACE_ELAPSED
 
     async def _close_relays(self) -> None:
         if self.forward is not None:
             await self.forward.close_relays()
         self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
+        if self.life.phase is not Phase.FAILED:
+            self._report("closed")
         if not self.settled.done():
             self.settled.set_result(None)
         self.finished.set()
@@ -290,46 +282,7 @@ class Tunnel:
         while self._steps:
             await asyncio.wait(self._steps)
 
-    # ------------------------------------------------------------------ upstream
-
-    async def _locate(self) -> Upstream:
-        database = self.facts.plan.database
-        network = self.facts.prefer_network
-        if network is None and isinstance(database, plane_wire.DedicatedDatabase):
-            network = database.docker_network_name
-        over = self.host.generation
-        questions = locate(
-            database.internal_host,
-            database.internal_port,
-            container=database.container_name,
-            prefer_network=network,
-        )
-        question = next(questions)
-        while True:
-            answer = await self.host.ask(question)
-            try:
-                question = questions.send(answer)
-            except StopIteration as found:
-                self.upstream = found.value
-                self._located_at, self._located_over = self._house.clock.now(), over
-                return self.upstream
-
-    async def _fresh_upstream(self) -> Upstream:
-        """Upstream as it may be believed now; asked for again where that is too long ago."""
-        async with self._locating:
-            if self.upstream is None or self._located_over != self.host.generation or self._address_is_old():
-                return await self._locate()
-            return self.upstream
-
-    def _address_is_old(self) -> bool:
-        return self._address_may_move() and self._house.clock.now() - self._located_at > ADDRESS_FRESH_S
-
-    def _address_may_move(self) -> bool:
-        return self.upstream is not None and self.upstream.method == "docker_inspect"
-
-    async def _open_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        upstream = await self._fresh_upstream()
-        return await self.host.open_stream(upstream.connect_to, upstream.port)
+    # ------------------------------------------------------------------- clients
 
     async def open_channel(self, protocol: Callable[[], asyncio.Protocol]) -> ChannelTransport:
         """
@@ -349,16 +302,30 @@ class Tunnel:
         while True:
             await self.host.wait_up()
             try:
-                upstream = await self._fresh_upstream()
+                upstream = await self._way()
                 return await self.host.open_channel(protocol, upstream.connect_to, upstream.port)
             except (UpstreamRefused, UpstreamUnreachable):
                 # A container that came back has another address, whose age says nothing about that.
-                if asked_again or not self._address_may_move():
+                if asked_again or not self.whereabouts.doubt():
                     raise
-                asked_again, self._located_at = True, float("-inf")
+                asked_again = True
             except SSHLost:
                 # It went while we asked; the client has done nothing wrong and waits on.
                 await asyncio.sleep(0.05)
+
+    async def _way(self) -> Upstream:
+        try:
+            upstream = await self.whereabouts.proven()
+        except UpstreamWrongServer as problem:
+            self.problem = problem
+            self.feed(Event.UPSTREAM_DISPROVEN)
+            raise
+        except NotAuthenticated as problem:
+            self.problem = problem
+            raise
+        if isinstance(self.problem, NotAuthenticated):
+            self.problem = None
+        return upstream
 
     def observe(self, happening: Happening, problem: FluxError | None) -> None:
         """What its forward tells."""
@@ -372,7 +339,7 @@ class Tunnel:
         return Terms(
             caller=wish.caller,
             key=self.facts.key,
-            project=self.facts.plan.project_name,
+            project=self.facts.project,
             extensions=self.facts.plan.extensions,
             ttl_s=wish.ttl_s,
             reason=wish.reason,
@@ -403,7 +370,7 @@ class Tunnel:
             raise
         if not self.life.listening:
             grants.end(record.grant_id)
-            raise self.problem or SSHLost("The tunnel closed meanwhile.")
+            raise self.problem or TunnelNotFound("The tunnel was closed meanwhile.")
         self._minted(minted)
         return minted
 
@@ -412,23 +379,21 @@ class Tunnel:
         username = minted.record.username
         assert username is not None
         try:
-            await prove_login(self._open_stream, username, minted.password)
+            await prove_login(self.whereabouts.open_stream, username, minted.password)
         except Unproven as unproven:
-            self._say_once(f"This Postgres cannot be proven to be the project's own: {unproven}.")
-        except UpstreamWrongServer:
-            raise
-        except UpstreamLoginFailed as problem:
-            raise UpstreamLoginFailed(detail=problem.detail) from problem
+            self.facts.say_once(f"This Postgres cannot be proven to be the project's own: {unproven}.")
+        self.whereabouts.note_login()
 
     def _minted(self, minted: Minted) -> None:
         self._note_end(minted.record)
         for notice in minted.notices:
-            self._say_once(notice)
+            self.facts.say_once(notice)
         self._emit("lease_granted")
 
     def _note_end(self, record: GrantRecord) -> None:
         if record.lease is not None:
             self._ends_at = max(self._ends_at or 0.0, record.lease.ends_at)
+            self._halves[record.grant_id] = record.lease.remaining(self._house.clock.now()) / 2
 
     def live(self) -> list[GrantRecord]:
         """Its live grants; the last one's lease is the tunnel's."""
@@ -441,11 +406,26 @@ class Tunnel:
         Raises:
             FluxError: the first that could not be renewed; others may have been.
         """
-        for record in self.live():
+        live = self.live()
+        if not live:
+            raise LeaseOver
+        for record in live:
             await self._house.grants.renew(record, caller, ttl_s)
             self._warned.pop(record.grant_id, None)
             self._note_end(record)
+        self.caller = caller
         self._emit("lease_renewed")
+
+    async def _renew_by_itself(self) -> None:
+        try:
+            if self.caller is None:
+                raise NotAuthenticated("The tunnel cannot be renewed: fluxd was restarted and has no token for it.")
+            await self.renew(self.caller, self.facts.ttl_s)
+        except RenewLimit:
+            self.facts.renew = False
+            self._emit("renew_ended", message="It has reached the limit that no renewal passes.")
+        except FluxError as problem:
+            self._emit("renew_failed", problem)
 
     # ---------------------------------------------------------------------- time
 
@@ -454,6 +434,7 @@ class Tunnel:
         self._drop_untaken_holds(now)
         due = [hold.until for hold in self.holds.values() if hold.until is not None]
         due += [self._tick_grant(record, now) for record in self.live()]
+        self._renew_when_due(now)
         if self._ends_at is not None and not self.life.over:
             if now >= self._ends_at:
                 self.feed(Event.LEASE_ENDED)
@@ -474,11 +455,23 @@ class Tunnel:
             self._emit("lease_expiring", message=f"{record.username} ends in {left:.0f} s.")
         return record.lease.next_wake(now)
 
+    def _renew_when_due(self, now: float) -> None:
+        used = self.forward is not None and self.forward.relays > 0
+        if not (self.facts.renew and used and self.life.listening and now >= self._renew_at):
+            return
+        for record in self.live():
+            soon = min(RENEW_BEFORE_S, self._halves.get(record.grant_id, RENEW_BEFORE_S))
+            if record.lease is not None and record.lease.remaining(now) <= soon:
+                self._renew_at = now + min(RENEW_AGAIN_S, soon / 4)
+                self._house.later(self._renew_by_itself())
+                return
+
     # --------------------------------------------------------------------- holds
 
     def hold(self, name: str, grant_id: str | None) -> None:
         """Somebody holds it, if they take it up within `HOLD_TAKEN_WITHIN_S`."""
         self.holds[name] = Hold(grant_id, self._house.clock.now() + HOLD_TAKEN_WITHIN_S)
+        self.remember()
 
     def take_up(self, name: str) -> None:
         self.holds[name].until = None
@@ -490,6 +483,7 @@ class Tunnel:
             return
         if hold.grant_id is not None:
             self._house.grants.end(hold.grant_id)
+        self.remember()
         if not self.holds and not self.facts.kept:
             self.close()
 
@@ -500,28 +494,77 @@ class Tunnel:
 
     # ------------------------------------------------------------------- telling
 
-    def _say_once(self, notice: str) -> None:
-        if notice not in self.facts.notices:
-            self.facts.notices.append(notice)
+    def remember(self) -> None:
+        """Have the journal know it as it is now; only while it listens is there anything to come back to."""
+        if self.life.listening:
+            self._house.journal.tunnels[self.facts.id] = self.record()
+            self._house.later(self._house.grants.settle())
+
+    def record(self) -> TunnelRecord:
+        """What brings it back after a crash."""
+        facts, destination = self.facts, self.host.destination
+        return TunnelRecord(
+            id=facts.id,
+            key=facts.key,
+            plan=facts.raw_plan,
+            ssh=SSHRecord(
+                host=destination.target.host,
+                user=destination.target.user,
+                port=destination.target.port,
+                identity_file=destination.identity_file,
+                known_hosts=destination.known_hosts,
+                agent=self.host.agent,
+            ),
+            local_host=facts.local_host,
+            port=self.port,
+            kept=facts.kept,
+            holds=list(self.holds),
+            renew=facts.renew,
+            ttl_s=facts.ttl_s,
+            prefer_network=facts.prefer_network,
+            opened_at=facts.opened_at,
+            upstream=self.whereabouts.stood,
+            proven_behind=self.whereabouts.proven_behind,
+        )
 
     def _emit(self, name: str, problem: FluxError | None = None, message: str | None = None) -> None:
         self._house.events.emit(name, tunnel=self.shown, problem=problem, message=message)
 
+    def report_opened(self) -> None:
+        """Tell the plane's audit."""
+        self._report("opened")
+
+    def _report(self, event: str) -> None:
+        if self.caller is None or "audit" not in self.facts.plan.extensions:
+            return
+        traffic = shown_traffic(self.forward)
+        live = self.live()
+        report = TunnelReport(
+            event="opened" if event == "opened" else "closed",
+            access=self.facts.key.access,
+            tunnel_id=self.facts.id,
+            grant_id=live[-1].grant_id if live else None,
+            bytes_up=traffic.bytes_up,
+            bytes_down=traffic.bytes_down,
+            reason=self._wish.reason if self._wish else None,
+        )
+        self._house.later(self._house.report(self.caller, self.facts.key.hash, report))
+
     def shown(self) -> wire.Tunnel:
         """It, as it stands on the wire."""
-        facts, pooled = self.facts, self.facts.pooled
+        facts, pooled, found = self.facts, self.facts.pooled, self.whereabouts.found
         live = self.live()
         latest = live[-1] if live else None
         return wire.Tunnel(
             id=facts.id,
-            project=facts.plan.project_name,
+            project=facts.project,
             hash=facts.key.hash,
             mode="v2_shared" if pooled else "v1_dedicated",
             access=facts.key.access,
             state=self.life.shown,
             host=facts.local_host,
             port=self.port,
-            lease=self._shown_lease(latest),
+            lease=shown_lease(latest, self._house.clock.now()),
             database=facts.plan.database.database_name,
             username=latest.username if latest else facts.username,
             tenant_schema=pooled.tenant_schema if pooled else None,
@@ -530,13 +573,13 @@ class Tunnel:
             api_base=facts.key.api_base,
             account=facts.key.account,
             ssh=str(self.host.destination),
-            upstream=str(self.upstream) if self.upstream else None,
-            resolution_method=self.upstream.method if self.upstream else None,
+            upstream=str(found) if found else None,
+            resolution_method=found.method if found else None,
             opened_at=facts.opened_at,
             holds=len(self.holds),
             kept=facts.kept,
             grants=len(live),
-            traffic=self._shown_traffic(),
+            traffic=shown_traffic(self.forward),
             notices=list(facts.notices),
             problem=wire.problem_of(self.problem) if self.problem else None,
         )
@@ -545,29 +588,10 @@ class Tunnel:
     def port(self) -> int:
         return self.forward.port if self.forward is not None else 0
 
-    def _shown_lease(self, record: GrantRecord | None) -> wire.Lease | None:
-        if record is None or record.lease is None:
-            return None
-        now = self._house.clock.now()
-        return wire.Lease(
-            expires_at=record.lease.expires_at,
-            remaining_s=record.lease.remaining(now),
-            state=record.lease.state(now),
-            renewable=record.revocable and record.lease.limit_at > record.lease.ends_at + 1,
-        )
 
-    def _shown_traffic(self) -> wire.Traffic:
-        forward = self.forward
-        if forward is None:
-            return wire.Traffic(relays=0, relays_total=0, bytes_up=0, bytes_down=0)
-        return wire.Traffic(
-            relays=forward.relays,
-            relays_total=forward.relays_total,
-            bytes_up=forward.bytes_up,
-            bytes_down=forward.bytes_down,
-        )
-
-
-def new_id() -> str:
-    """Short and typeable; the supervisor sees to it that no two are alike."""
-    return f"t-{secrets.token_hex(2)}"
+def new_id(used: Iterable[str]) -> str:
+    """Short and typeable, and like no other in *used*."""
+    taken = set(used)
+    while (found := f"t-{secrets.token_hex(2)}") in taken:
+        pass
+    return found

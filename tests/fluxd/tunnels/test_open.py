@@ -91,7 +91,9 @@ async def refused(rig, code, *, minted=0, **request):
     assert len(rig.plane.made) == minted
     assert rig.roles() == set()
     with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", rig.settings.first_port))
+        free.listen()
     return caught.value
 
 
@@ -298,7 +300,7 @@ async def test_a_container_that_moved_is_asked_for_again(small_rig, monkeypatch)
     small_rig.host.allow("127.0.0.2", "127.0.0.1", small_rig.postgres.port)
     assert await small_rig.ask(opened) == opened.credential.username
     assert small_rig.up.show("foundry").upstream == f"127.0.0.1:{small_rig.postgres.port}"
-    monkeypatch.setattr("fluxd.tunnels.tunnel.ADDRESS_FRESH_S", 0.0)
+    monkeypatch.setattr("fluxd.tunnels.whereabouts.ADDRESS_FRESH_S", 0.0)
     assert await small_rig.ask(opened) == opened.credential.username
     assert small_rig.up.show("foundry").upstream == f"127.0.0.2:{small_rig.postgres.port}"
 
