@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file = chosen.config_dir / settings.FILE_NAME
             sys.stdout.write(f"{file}: {'nothing is wrong' if file.exists() else 'not there; all is default'}\n")
             return 0
-        logs.configure(chosen.log_level, chosen.log_format, journald=_under_journald())
+        journald = logs.is_journal(sys.stderr)
+        # Where the journal keeps and rotates what we say, nobody needs a file.
+        logs.configure(
+            chosen.log_level, chosen.log_format, journald=journald, directory=None if journald else chosen.log_dir
+        )
         asyncio.run(serve(chosen))
     except FluxError as error:
         _say(error)
@@ -78,10 +82,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _chosen(asked: argparse.Namespace) -> Settings:
     given = {name: getattr(asked, name) for name in ("log_level", "log_format") if getattr(asked, name)}
     return replace(settings.load(), **given)
-
-
-def _under_journald() -> bool:
-    return "JOURNAL_STREAM" in os.environ
 
 
 def _say(error: FluxError) -> None:

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import IO, Final, Literal
+
+log = logging.getLogger(__name__)
+
+FILE_NAME: Final = "fluxd.log"
+LARGEST_FILE: Final = 2 * 1024 * 1024
+OLDER_FILES: Final = 3
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -69,14 +79,55 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure(level: Level, kind: Literal["text", "json"], stream: IO[str] | None = None, *, journald: bool) -> None:
-    """Send everything from *level* on to *stream* (stderr), and what libraries say from warnings on."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if kind == "json" else Lines(journald=journald))
+def configure(
+    level: Level,
+    kind: Literal["text", "json"],
+    stream: IO[str] | None = None,
+    *,
+    journald: bool,
+    directory: Path | None = None,
+) -> None:
+    """
+    Send everything from *level* on to *stream* (stderr), and what libraries say from warnings on.
+
+    With *directory* also into `fluxd.log` there, rotated by ourselves. Where that cannot be written, stderr is told.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    handlers[0].setFormatter(JsonLines() if kind == "json" else Lines(journald=journald))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
     set_level(level)
+    if directory is not None:
+        _add_file(directory, kind)
+
+
+def _add_file(directory: Path, kind: Literal["text", "json"]) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = _PrivateFile(directory / FILE_NAME, maxBytes=LARGEST_FILE, backupCount=OLDER_FILES, encoding="utf-8")
+    except OSError as error:
+        log.warning("no log is kept in %s: %s", directory, error.strerror)
+        return
+    file.setFormatter(JsonLines() if kind == "json" else Lines(journald=False))
+    logging.getLogger().addHandler(file)
+
+
+class _PrivateFile(RotatingFileHandler):
+    """Nobody else reads it, whatever the umask; a link in its place is not followed."""
+
+    def _open(self) -> IO[str]:  # type: ignore[override]
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(self.baseFilename, flags, 0o600), "a", encoding=self.encoding)
+
+
+def is_journal(stream: IO[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether *stream* goes to systemd's journal; JOURNAL_STREAM alone is inherited by whatever a service starts."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def set_level(level: Level) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,9 @@ def stream():
     root, ours = logging.getLogger(), logging.getLogger("fluxd")
     before = root.handlers[:], root.level, ours.level
     yield io.StringIO()
+    for handler in root.handlers:
+        if handler not in before[0]:
+            handler.close()
     root.handlers[:], root.level, ours.level = before
 
 
@@ -74,3 +79,33 @@ def test_libraries_are_heard_from_warnings_on(stream: io.StringIO):
     logging.getLogger("asyncssh").warning("trouble")
     assert "chatter" not in stream.getvalue()
     assert "trouble" in stream.getvalue()
+
+
+def test_the_file_is_private_and_turns_over_by_itself(stream: io.StringIO, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(logs, "LARGEST_FILE", 1000)
+    logs.configure("info", "text", stream, journald=False, directory=tmp_path / "log")
+    for n in range(100):
+        logging.getLogger("fluxd.test").info("line %d password=hunter2abc", n)
+    files = sorted((tmp_path / "log").iterdir())
+    assert [file.name for file in files] == ["fluxd.log", "fluxd.log.1", "fluxd.log.2", "fluxd.log.3"]
+    for file in files:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.stat().st_size <= 1000
+        assert "hunter2abc" not in file.read_text()
+    assert "line 99" in files[0].read_text()
+
+
+def test_a_link_in_the_files_place_is_not_followed(stream: io.StringIO, tmp_path: Path):
+    (tmp_path / "fluxd.log").symlink_to(tmp_path / "elsewhere")
+    logs.configure("info", "text", stream, journald=False, directory=tmp_path)
+    assert "no log is kept" in stream.getvalue()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_journal_is_known_by_its_stream_and_not_by_a_variable_alone(tmp_path: Path):
+    with (tmp_path / "stderr").open("w") as stream:
+        found = (tmp_path / "stderr").stat()
+        assert logs.is_journal(stream, {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+        assert not logs.is_journal(stream, {"JOURNAL_STREAM": "1:1"})
+        assert not logs.is_journal(stream, {})
+    assert not logs.is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:1"})
