@@ -219,7 +219,7 @@ async def _mint(plane: Plane, roles: Roles, actor: Actor, project: Project, row:
     try:
         await roles.mint(project.id, row.access, row.username, verifier, row.expires_at)
     except PoolFailed as failure:
-        await grants.order_end(plane.store, row.grant_id, "failed")
+        await grants.abandon(plane.store, row.grant_id)
         await audit.record(plane.store, "grant_minted", "failed", actor, project, about)
         raise Refusal(500, MINT_FAILED + str(failure)) from failure
     settled = await grants.settle(plane.store, row.grant_id)

@@ -195,6 +195,15 @@ async def order_end(store: Catalogue, grant_id: str, reason: str) -> bool:
     return bool(done == "UPDATE 1")
 
 
+async def abandon(store: Catalogue, grant_id: str) -> None:
+    """The mint failed: end what there may be of it, unless another request with the same id brought it to life."""
+    await store.db.execute(
+        "UPDATE grants SET state = 'ending', due_at = clock_timestamp(), end_reason = 'failed'"
+        " WHERE grant_id = $1 AND state = 'minting'",
+        grant_id,
+    )
+
+
 async def bury(store: Catalogue, grant_id: str, actor: Actor) -> None:
     """A tombstone for an id the plane never saw: a mint that comes later with it is refused."""
     lasts_s = 2 * policy.MAX_TTL_S if actor.user_id else ANONYMOUS_TOMBSTONE_S

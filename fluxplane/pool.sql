@@ -54,7 +54,8 @@ END $$;
 CREATE OR REPLACE FUNCTION flux_plane.ours(role_name name) RETURNS oid
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    role_oid oid := to_regrole(quote_ident(role_name))::oid;
+    -- From the same snapshot as the membership below; to_regrole() already sees what was committed since.
+    role_oid oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_name);
 BEGIN
     IF role_name !~ '^flux_temp_r[ow]_[a-f0-9]{7}_[a-f0-9]{8}$' THEN
         RAISE invalid_name USING MESSAGE = 'not the name of a temporary role';

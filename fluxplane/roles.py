@@ -250,11 +250,21 @@ _OPEN_TEXTS: Final = {
 
 def _passing(failure: BaseException) -> bool:
     """Two at once met in Postgres' catalogues, or the connection was stale: the next try will pass."""
-    if isinstance(failure, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | ConnectionError):
-        return True
-    return isinstance(failure, asyncpg.ConnectionDoesNotExistError | asyncpg.UniqueViolationError) or (
+    return isinstance(failure, _PASSING) or (
         isinstance(failure, asyncpg.InternalServerError) and "concurrently" in str(failure)
     )
+
+
+_PASSING: Final = (
+    ConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.DeadlockDetectedError,
+    # The same role at the same time: the next look finds it.
+    asyncpg.DuplicateObjectError,
+    asyncpg.SerializationError,
+    asyncpg.UniqueViolationError,
+)
 
 
 async def _roll_back_prepared(link: Any, owners: list[str]) -> None:
