@@ -73,12 +73,18 @@ async def connect(settings: Settings) -> AsyncIterator[Catalogue]:
     try:
         yield Catalogue(db=db, id=await _identify(db), keys=keys)
     finally:
-        await _close(db)
+        await close_pool(db, within_s=CONNECT_TIMEOUT_S)
 
 
-async def _close(db: asyncpg.Pool[asyncpg.Record]) -> None:
+async def close_pool(db: asyncpg.Pool[asyncpg.Record], *, within_s: float) -> None:
+    """
+    Politely, and after *within_s* at once.
+
+    A connection whose user was cancelled is still on its way back: asyncpg shields that, and where the connection is
+    gone meanwhile, an exception that nobody looks at is logged with its traceback.
+    """
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             await db.close()
     except TimeoutError:
         db.terminate()

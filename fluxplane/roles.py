@@ -19,11 +19,12 @@ from typing import Any, Final
 import asyncpg
 
 from fluxplane import pool
-from fluxplane.catalogue import DatabaseFailure, describe, quoted
+from fluxplane.catalogue import DatabaseFailure, close_pool, describe, quoted
 from fluxplane.catalogue import connection as one_connection
 from fluxplane.settings import Limits, OperatorError, Settings, in_database
 from fluxplane.wire import Access, Secret
 
+CLOSE_WITHIN_S: Final = 2
 ATTEMPTS: Final = 4
 TERMINATE_WITHIN_S: Final = 10.0
 _SIXTEEN: Final = 160000
@@ -64,7 +65,7 @@ async def connect(settings: Settings) -> AsyncIterator[Roles | None]:
     try:
         yield Roles(db, settings.pool_url, settings.limits)
     finally:
-        db.terminate()
+        await close_pool(db, within_s=CLOSE_WITHIN_S)
 
 
 class Roles:

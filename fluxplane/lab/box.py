@@ -19,7 +19,7 @@ from fluxplane.lab import contents, keys
 from fluxplane.lab.contents import DEDICATED_CONTAINER, POOL_CONTAINER
 from fluxplane.lab.directory import Directory
 from fluxplane.lab.errors import LabFailed
-from fluxplane.lab.openssh import OpenSSHHost, force_command
+from fluxplane.lab.openssh import OpenSSHHost, force_command, stop_leftover
 from fluxplane.lab.ports import free_port
 from fluxplane.lab.postgres import Server
 from fluxplane.lab.resolver import Table
@@ -32,6 +32,7 @@ SSHKind = Literal["embedded", "openssh"]
 
 LOOPBACK: Final = "127.0.0.1"
 POSTGRES_PORT: Final = 5432
+PLAIN: Final = "?sslmode=disable"  # the lab's servers have no TLS: not even asked for
 WATCH_EVERY_S: Final = 0.5
 
 # Addresses that mean something to the embedded host only, as a docker network's do on a real one.
@@ -188,6 +189,7 @@ async def _ssh(
 ) -> EmbeddedHost | OpenSSHHost:
     client_key, host_key = keys.private_key(_identity_file(directory)), _host_key(directory)
     ports = (dedicated.port or 0, pooled.port or 0)
+    stop_leftover(directory.path / "sshd")
     if kind == "embedded":
         embedded = EmbeddedHost(host_key, [client_key], port=free_port(preferred=last_port))
         embedded.table, embedded.targets = _as_bastion(*ports)
@@ -237,8 +239,10 @@ def _on_loopback() -> Table:
 
 
 def _settings(directory: Directory, wishes: Wishes, pooled: Server, ssh: EmbeddedHost | OpenSSHHost) -> Settings:
+    place = f"{LOOPBACK}:{pooled.port}"
+
     def service(login: str, database: str) -> Secret:
-        return Secret(f"postgresql://{login}:{directory.secret(login).reveal()}@{LOOPBACK}:{pooled.port}/{database}")
+        return Secret(f"postgresql://{login}:{directory.secret(login).reveal()}@{place}/{database}{PLAIN}")
 
     pool_host, pool_port = _place(POOL_CONTAINER, pooled, ssh)
     return Settings(
@@ -302,4 +306,5 @@ async def _to_its_end(work: Callable[[], T]) -> T:
         return await asyncio.shield(running_work)
     except asyncio.CancelledError:
         await asyncio.wait([running_work])
+        running_work.exception()  # looked at: nobody else will
         raise

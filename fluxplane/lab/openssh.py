@@ -25,6 +25,7 @@ from typing import Final
 from fluxplane.lab import resolver
 from fluxplane.lab.errors import LabFailed
 from fluxplane.lab.ports import free_port
+from fluxplane.lab.processes import command_line, descendants, end_leftover, signal_all, wait_gone
 
 READY_WITHIN_S: Final = 20
 STOP_WITHIN_S: Final = 5
@@ -107,6 +108,7 @@ class OpenSSHHost:
         if os.geteuid() == 0:
             PRIVSEP_DIR.mkdir(mode=0o755, exist_ok=True)
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stop_leftover(self.home)
         (self.home / "authorized_keys").write_text(self.authorized_keys)
         self.port = free_port(self.host, preferred=self.port)
         config = self.home / "sshd_config"
@@ -129,28 +131,29 @@ class OpenSSHHost:
             return
         ending = [self._process.pid, *self.sessions()]
         for number in (signal.SIGCONT, signal.SIGTERM):
-            _signal(ending, number)
+            signal_all(ending, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_WITHIN_S)
-        _signal(ending, signal.SIGKILL)
+        signal_all(ending, signal.SIGKILL)
         self._process.wait()
         self._process = None
-        _wait_gone(ending)
+        wait_gone(ending, within_s=STOP_WITHIN_S)
 
     def sessions(self) -> list[int]:
         """The processes below the listener: one or two for each connection, and the commands they run."""
-        return list(_descendants(self.process.pid))
+        return descendants(self.process.pid)
 
     def hang_up(self) -> None:
         """End every session; who dials again is let in."""
         ending = self.sessions()
-        _signal(ending, signal.SIGKILL)
-        _wait_gone(ending)
+        signal_all(ending, signal.SIGKILL)
+        wait_gone(ending, within_s=STOP_WITHIN_S)
 
     def _config(self) -> Iterator[str]:
         yield f"Port {self.port}"
         yield f"ListenAddress {self.host}"
         yield f"HostKey {self.host_key}"
+        yield f"PidFile {self.home / 'pid'}"
         yield f"AuthorizedKeysFile {self.home / 'authorized_keys'}"
         yield f"AllowUsers {self.user}"
         yield f"PermitOpen {' '.join(self.permit_open)}"
@@ -172,7 +175,6 @@ class OpenSSHHost:
 
 
 BASE_CONFIG: Final = (
-    "PidFile none",
     "UsePAM no",
     "StrictModes no",
     "PermitRootLogin prohibit-password",
@@ -199,39 +201,10 @@ def _greeting(host: str, port: int) -> bytes:
     return b""
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """All processes below *pid*, by /proc where there is one, else by ps."""
-    for child in _children(pid):
-        yield child
-        yield from _descendants(child)
-
-
-def _children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task")
-    if Path("/proc/self/task").exists():
-        with contextlib.suppress(OSError):
-            return [int(word) for path in threads.glob("*/children") for word in path.read_text().split()]
-        return []
-    said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-    return [int(line.split()[0]) for line in said.splitlines() if int(line.split()[1]) == pid]
-
-
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _wait_gone(pids: Sequence[int]) -> None:
-    give_up_at = time.monotonic() + STOP_WITHIN_S
-    for pid in pids:
-        while _alive(pid) and time.monotonic() < give_up_at:
-            time.sleep(POLL_S)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+def stop_leftover(home: Path) -> None:
+    """End the sshd that still runs from *home* because whoever started it was killed, and its sessions."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid = int((home / "pid").read_text())
+        sessions = descendants(pid) if str(home) in command_line(pid) else []
+        end_leftover(pid, str(home), signal.SIGTERM, within_s=STOP_WITHIN_S)
+        signal_all(sessions, signal.SIGKILL)

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from fluxplane.binaries import Installation, Runner
 from fluxplane.lab.errors import LabFailed
 from fluxplane.lab.ports import free_port
+from fluxplane.lab.processes import end_leftover
 from fluxplane.wire import Secret
 
 INITDB_WITHIN_S: Final = 120
@@ -198,34 +199,10 @@ class Server:
 
 
 def stop_leftover(data: Path) -> None:
-    """
-    End the server that still runs on *data* because whoever started it was killed.
-
-    A pid file may name a stranger by now, so the process must have *data* on its command line.
-    """
+    """End the server that still runs on *data* because whoever started it was killed."""
     lines = _pid_file(data)
-    if not lines or not lines[0].strip("-").isdigit():
-        return
-    pid = abs(int(lines[0]))
-    give_up_at = time.monotonic() + STOP_WITHIN_S
-    number = signal.SIGINT
-    while str(data) in _command_line(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if time.monotonic() > give_up_at:
-            number = signal.SIGKILL
-        time.sleep(POLL_S)
-
-
-def _command_line(pid: int) -> str:
-    """What *pid* was started as; empty when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return ""
-    said = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return said.stdout
+    if lines and lines[0].isdigit():
+        end_leftover(int(lines[0]), str(data), signal.SIGINT, within_s=STOP_WITHIN_S)
 
 
 def _pid_file(data: Path) -> list[str]:

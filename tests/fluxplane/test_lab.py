@@ -292,8 +292,9 @@ def reading(path: Path) -> bytes:
         return b""
 
 
-def test_a_killed_lab_can_be_started_again(place, log):
-    with launched(place, log) as process:
+@pytest.mark.parametrize("arguments", [EMBEDDED, OPENSSH], ids=["embedded", "openssh"])
+def test_a_killed_lab_can_be_started_again(place, log, arguments):
+    with launched(place, log, *arguments) as process:
         wait_until_ready(place, process, log)
         orphans = list(descendants(process.pid))
         process.kill()
