@@ -1,8 +1,8 @@
 """
-How is the daemon? Its own checks: the socket, the keyring, the token, the control plane.
+How is the daemon? Its own checks: the socket, the keyring, the token, the control plane; with a project, its plan.
 
-The way from the SSH host to a database is examined in ``tunnels.doctor``. A check never raises: what goes wrong is its
-verdict. A step is `skip` where it means nothing here, as the keyring is when a token comes from elsewhere.
+The way from there to the project's database is examined in ``tunnels.doctor``. A check never raises: what goes wrong is
+its verdict. A step is `skip` where it means nothing here, as the keyring is when a token comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from fluxd import wire
+from fluxd.clock import Clock
 from fluxd.core import errors
 from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.plane import ControlPlane, Tokens
+from fluxd.tunnels.doctor import examine_way, failed
 
 # A tunnel opens few files, each client two; below this many left, the next client may be refused.
 FEW_FILES: Final = 32
@@ -34,23 +36,35 @@ class Doctor:
         control: ControlPlane,
         tokens: Tokens,
         keyring: SystemKeyring | TokenFile,
+        clock: Clock,
+        ssh_connect_s: float,
     ) -> None:
         self._socket = socket
         self._state_dir = state_dir
         self._control = control
         self._tokens = tokens
         self._keyring = keyring
+        self._clock = clock
+        self._ssh_connect_s = ssh_connect_s
 
     async def examine(self, plane: wire.Plane, ssh: wire.SSH, project: str | None) -> list[wire.Check]:
-        """Every check, in the order of the way from here to the control plane."""
-        del ssh, project  # the tunnels' own doctor asks these
-        return [
+        """Every check, in the order of the way from here to the control plane, and with *project* to its Postgres."""
+        checks = [
             self._check_daemon(),
             self._check_socket(),
             await _checked("keyring", lambda: self._check_keyring(plane)),
             await _checked("token", lambda: self._check_token(plane)),
             await _checked("control plane", lambda: self._check_plane(plane)),
         ]
+        return checks if project is None else [*checks, *await self._way(plane, ssh, project)]
+
+    async def _way(self, plane: wire.Plane, ssh: wire.SSH, project: str) -> list[wire.Check]:
+        try:
+            plan, _raw = await self._control.plan(await self._tokens.resolve(plane), project)
+        except errors.FluxError as error:
+            return [failed("project", error)]
+        known = _ok("project", f"{plan.project_name} ({project}) can be opened.")
+        return [known, *await examine_way(plan, ssh, self._clock, connect_s=self._ssh_connect_s)]
 
     def health(self) -> wire.Health:
         """Whether a tunnel could be opened now, asked without leaving this machine."""
@@ -67,16 +81,21 @@ class Doctor:
         try:
             directory, socket = self._socket.parent.lstat(), self._socket.lstat()
         except OSError as error:
-            return _failed("socket", errors.SocketUnsafe(detail=f"{self._socket}: {error.strerror}"))
+            return failed("socket", errors.SocketUnsafe(detail=f"{self._socket}: {error.strerror}"))
         if directory.st_mode & 0o077 or socket.st_mode & 0o077:
             modes = f"{stat.S_IMODE(directory.st_mode):04o} and {stat.S_IMODE(socket.st_mode):04o}"
-            return _failed("socket", errors.SocketUnsafe(f"Directory and socket have modes {modes}."))
+            return failed("socket", errors.SocketUnsafe(f"Directory and socket have modes {modes}."))
         return _ok("socket", f"{self._socket} is private to you.")
 
     async def _check_keyring(self, plane: wire.Plane) -> wire.Check:
         if plane.token:
             return wire.Check(name="keyring", verdict="skip", message="Not needed: the token comes from your shell.")
-        return _ok("keyring", f"{await self._keyring.name()} can be asked.")
+        try:
+            return _ok("keyring", f"{await self._keyring.name()} can be asked.")
+        except errors.KeyringUnavailable as error:
+            # Where the token comes from elsewhere, nobody misses it.
+            await self._tokens.token(self._tokens.base(plane))
+            return wire.Check(name="keyring", verdict="skip", message=f"Not needed for your token. {error.message}")
 
     async def _check_token(self, plane: wire.Plane) -> wire.Check:
         api_base = self._tokens.base(plane)
@@ -99,16 +118,11 @@ async def _checked(name: str, check: Callable[[], Awaitable[wire.Check]]) -> wir
     try:
         return await check()
     except errors.FluxError as error:
-        return _failed(name, error)
+        return failed(name, error)
 
 
 def _ok(name: str, message: str) -> wire.Check:
     return wire.Check(name=name, verdict="ok", message=message)
-
-
-def _failed(name: str, error: errors.FluxError) -> wire.Check:
-    message = f"{error.message} {error.detail}" if error.detail else error.message
-    return wire.Check(name=name, verdict="fail", message=message, hint=error.hint)
 
 
 def _files_left() -> str | None:

@@ -67,7 +67,15 @@ async def running(daemon_home: Path) -> AsyncIterator[Running]:
             control=control, tokens=tokens, state_dir=daemon_home, settings=TunnelSettings(), clock=clock
         )
         held = claim(daemon_home / "s")
-        doctor = Doctor(socket=held.path, state_dir=daemon_home, control=control, tokens=tokens, keyring=logins)
+        doctor = Doctor(
+            socket=held.path,
+            state_dir=daemon_home,
+            control=control,
+            tokens=tokens,
+            keyring=logins,
+            clock=clock,
+            ssh_connect_s=5.0,
+        )
         api = Api(
             Organs(
                 tunnels=supervisor,
