@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -183,8 +183,7 @@ async def _put_together(
     organs.push_async_callback(declared.aclose)
     organs.callback(api.stopping.set)
     await declared.apply(chosen.declared)
-    await organs.enter_async_context(_watched(manager))
-    listeners.discard_untaken()
+    await organs.enter_async_context(_alongside(manager.feed_watchdog(), listeners.discard_untaken()))
 
     async def apply(changed: Settings) -> None:
         api.settings_read_again(changed)
@@ -247,12 +246,13 @@ async def _drain(supervisor: Supervisor) -> None:
 
 
 @asynccontextmanager
-async def _watched(manager: Manager) -> AsyncIterator[None]:
-    """Show the service manager, from the event loop itself, that the loop still turns."""
+async def _alongside(*works: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Work that goes on beside everything else, from the event loop itself, and is cancelled at the end."""
     async with asyncio.TaskGroup() as group:
-        feeding = group.create_task(manager.feed_watchdog())
+        tasks = [group.create_task(work) for work in works]
         yield
-        feeding.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 def _on_signals() -> asyncio.Event:

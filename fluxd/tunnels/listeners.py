@@ -8,6 +8,7 @@ that connects meanwhile waits in the socket's backlog until the next daemon acce
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Final
 
@@ -15,6 +16,8 @@ from fluxd.systemd import Manager
 
 from . import forward
 
+# As long as a client waits for an SSH host that is away (`client_waits_s`).
+UNTAKEN_S: Final = 30.0
 _BOTH: Final = {"127.0.0.1": {"127.0.0.1", "::1"}}
 
 
@@ -53,8 +56,14 @@ class Listeners:
         """From now on what is closed stays kept for the next daemon, if there is one; else systemd closes it."""
         self._handing_over = True
 
-    def discard_untaken(self) -> None:
-        """Close what the last daemon left and no tunnel of this one has taken over."""
+    async def discard_untaken(self, *, after_s: float = UNTAKEN_S) -> None:
+        """
+        Close what the last daemon left, where no tunnel of this one takes it over within *after_s*.
+
+        Not at once: a declared tunnel needs the keyring and the control plane before it binds. Not never: a client that
+        waits there should be told.
+        """
+        await asyncio.sleep(after_s)
         self._manager.discard_untaken()
 
 

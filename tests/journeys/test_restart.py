@@ -1,11 +1,17 @@
 """At login, with a database: what becomes of ports and clients when the service restarts."""
 
+import contextlib
 import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
 
 import pytest
 
 from tests.furniture.lab import Lab
-from tests.furniture.systemd import UserManager
+from tests.furniture.processes import wait_until
+from tests.furniture.systemd import UID, UserManager
 
 pytestmark = pytest.mark.journey
 
@@ -20,3 +26,94 @@ def test_a_tunnels_listeners_are_kept_by_systemd_as_long_as_it_is_open(lab: Lab,
     user_manager.await_property("fluxd.service", "NFileDescriptorStore", "2")
     user_manager.run("fluxctl", "tunnel", "close", opened["tunnel"]["id"])
     user_manager.await_property("fluxd.service", "NFileDescriptorStore", "0")
+
+
+PORT = 15987
+
+
+def declare_yeastcoast(login: UserManager, env: dict[str, str]) -> None:
+    """A [[tunnel]] in her config.toml, and a token file: nothing of the shell's is needed any more."""
+    config = login.home / ".config/fluxd"
+    ssh = {
+        "host": env["FLUX_DB_TUNNEL_SSH_HOST"],
+        "user": env["FLUX_DB_TUNNEL_SSH_USER"],
+        "port": int(env["FLUX_DB_TUNNEL_SSH_PORT"]),
+        "identity_file": env["FLUX_DB_TUNNEL_IDENTITY_FILE"],
+        "known_hosts": env["FLUX_DB_TUNNEL_KNOWN_HOSTS"],
+    }
+    inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in ssh.items())
+    config.mkdir(parents=True)
+    (config / "tokens").write_text(f"{env['FLUX_API_BASE']} {env['FLUX_API_TOKEN']}\n")
+    (config / "tokens").chmod(0o600)
+    (config / "config.toml").write_text(
+        f"""token_file = "{config}/tokens"
+[[tunnel]]
+project = "yeastcoast"
+hash = "ffca33f"
+port = {PORT}
+api_base = "{env["FLUX_API_BASE"]}"
+ssh = {{ {inline} }}
+"""
+    )
+    for path in (login.home / ".config", config, *config.iterdir()):
+        os.chown(path, UID, UID)
+
+
+def is_up(login: UserManager) -> bool:
+    tunnels = json.loads(login.run("fluxctl", "tunnel", "list", "--json").stdout)["tunnels"]
+    return [(one["port"], one["state"]) for one in tunnels] == [(PORT, "up")]
+
+
+@contextlib.contextmanager
+def intruding() -> Iterator[list[str]]:
+    """Somebody who tries all the time to take the port, and to connect to it; tells what should not have worked."""
+    found: list[str] = []
+    tried, over = threading.Event(), threading.Event()
+
+    def try_it() -> None:
+        while not over.is_set():
+            with socket.socket() as thief, contextlib.suppress(OSError):
+                thief.bind(("127.0.0.1", PORT))
+                found.append("the port was free")
+            with socket.socket() as client:
+                if error := client.connect_ex(("127.0.0.1", PORT)):
+                    found.append(os.strerror(error))
+            tried.set()
+            over.wait(0.005)
+
+    thread = threading.Thread(target=try_it)
+    thread.start()
+    try:
+        tried.wait()
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_declared_tunnel_is_there_after_login_and_its_clients_wait_out_a_restart(
+    lab: Lab, user_manager: UserManager
+) -> None:
+    login, env = user_manager, user_manager.shell_of(lab.env)
+    declare_yeastcoast(login, env)
+    login.run("fluxctl", "service", "install")
+    # What happens at the next login.
+    login.run("systemctl", "--user", "start", "default.target")
+    login.run("systemctl", "--user", "start", "fluxd.service")
+    wait_until(lambda: is_up(login), "the declared tunnel")
+
+    password = login.run("flux", "db", "password", "yeastcoast", "--hash", "ffca33f", env=env).stdout.strip()
+    psql = ["psql", "-h", "127.0.0.1", "-p", str(PORT), "-U", "postgres", "-Atc", "SELECT 40 + 2"]
+    before = login.show("fluxd.service", "MainPID")
+    with intruding() as intrusions:
+        restart = threading.Thread(target=login.run, args=("fluxctl", "service", "restart"))
+        restart.start()
+        wait_until(lambda: login.show("fluxd.service", "MainPID") != before, "the old daemon's end")
+        asked = login.run(*psql, env={"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "60"})
+        restart.join()
+    assert asked.stdout.strip() == "42"
+    assert intrusions == []
+    assert is_up(login)
+    login.run("fluxctl", "service", "uninstall")
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", PORT)) != 0

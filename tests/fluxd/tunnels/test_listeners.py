@@ -87,10 +87,10 @@ def test_what_listens_elsewhere_than_its_name_says_is_not_taken_over(manager: Ma
         close(taken)
 
 
-def test_what_no_tunnel_has_taken_over_comes_free(manager: Manager) -> None:
+async def test_what_no_tunnel_takes_over_in_time_comes_free(manager: Manager) -> None:
     port = free_port()
     manager.handed[f"forward-127.0.0.1-{port}"] = forward.bind("127.0.0.1", port)
-    Listeners(manager).discard_untaken()
+    await Listeners(manager).discard_untaken(after_s=0)
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) != 0
 
