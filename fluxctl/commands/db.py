@@ -247,7 +247,7 @@ def open_json(
     """The contract's `tunnel --json`, with `tunnel` and `credential` beside it."""
     return {
         "tunnelOpen": True,
-        "sshArgs": ssh_args(found),
+        "sshArgs": ssh_args(found, plan),
         "resolutionMethod": found["resolution_method"],
         "plan": plan,
         "auth": {"mode": found["mode"], "username": connection.user_text},
@@ -257,10 +257,11 @@ def open_json(
     }
 
 
-def ssh_args(found: Tunnel) -> list[str]:
+def ssh_args(found: Tunnel, plan: Mapping[str, Any]) -> list[str]:
     """The `ssh` argv that would forward the same, for reading only: fluxd opens channels of its own."""
     destination, _, port = found["ssh"].rpartition(":")
-    forward = f"{_bracketed(found['host'])}:{found['port']}:{found['upstream']}"
+    upstream = found["upstream"] or f"{plan['database']['internalHost']}:{plan['database']['internalPort']}"
+    forward = f"{_bracketed(found['host'])}:{found['port']}:{upstream}"
     return ["-N", "-L", forward, "-p", port, "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", destination]
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from fluxctl import environment, opening, screen
+from fluxctl.gui import DATABASE_WARNING
 from fluxctl.client import Client
 from fluxctl.options import Command, Option, ttl
 from fluxctl.problem import usage
@@ -219,6 +220,8 @@ def _tunnel_lines(found: Tunnel) -> list[str]:
         f"Platform: {found['api_base']} as {found['account']}",
     ]
     lines += [f"Problem: {problem['message']}"] if problem else []
+    if found["mode"] != "v1_dedicated" and found["username"]:
+        lines.append(f"Note: {DATABASE_WARNING}")
     return lines + [f"Notice: {notice}" for notice in found["notices"]]
 
 
