@@ -1,6 +1,7 @@
 """What the documents say is so: NOTICE, and the operator's guide."""
 
 import argparse
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fluxplane.__main__ import _parser
+from fluxplane.settings import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs/operators.md").read_text()
@@ -43,6 +45,7 @@ def test_the_guide_holds_the_shipped_unit():
 
 def test_every_variable_of_the_guide_is_read_somewhere():
     source = "".join(path.read_text() for path in (ROOT / "fluxplane").rglob("*.py"))
+    source += " ".join(f"FLUXPLANE_LIMIT_{field.name.upper()}" for field in dataclasses.fields(Limits))
     for name in set(re.findall(r"`?\b(FLUX[A-Z]*_[A-Z_]+[A-Z])\b", GUIDE)) - {"FLUX_API_BASE"}:
         assert name in source, f"{name} is in docs/operators.md only"
 
