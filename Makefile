@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP     = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: bench bench-plane bench-client bench-first-query faults setup demo test check lint types imports tests lock generate notice dist clean
+.PHONY: bench bench-plane bench-client bench-first-query faults soak setup demo test check lint types imports tests lock generate notice dist clean
 
 setup: $(STAMP)
 
@@ -69,6 +69,9 @@ bench-plane: setup
 
 faults: setup
 	$(BIN)/python -m bench.faults --write docs/reliability.md
+
+soak: setup
+	$(BIN)/python -m bench.soak --write docs/reliability.md
 
 lock:
 	uv pip compile --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 -o requirements.lock pyproject.toml

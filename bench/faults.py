@@ -62,11 +62,14 @@ class Contender:
         self.port = 0
         self.pid = 0
 
-    async def query(self):
-        """A new client's query; an error if there is no answer."""
+    async def connect(self):
         password = unquote(urlsplit(self.lab.dedicated_url).password)
         where = {"host": "127.0.0.1", "port": self.port, "user": "postgres", "dbname": "postgres"}
-        async with await psycopg.AsyncConnection.connect(**where, password=password, connect_timeout=30) as connection:
+        return await psycopg.AsyncConnection.connect(**where, password=password, connect_timeout=30)
+
+    async def query(self):
+        """A new client's query; an error if there is no answer."""
+        async with await self.connect() as connection:
             assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
 
     async def until_query(self, since):
@@ -113,9 +116,9 @@ class Fluxd(Contender):
     @contextlib.asynccontextmanager
     async def running(self, sshd, ssh_port, *, agent=None):
         with self._daemon() as daemon:
-            self._daemon_ = daemon
+            self.daemon = daemon
             self.pid, self.tasks_file = daemon.process.pid, daemon.home / "tasks"
-            env = dict(self.lab.env) | {
+            self.env = env = dict(self.lab.env) | {
                 "FLUX_DB_TUNNEL_SSH_HOST": "127.0.0.1",
                 "FLUX_DB_TUNNEL_SSH_USER": sshd.user,
                 "FLUX_DB_TUNNEL_SSH_PORT": str(ssh_port),

@@ -106,6 +106,12 @@ def postgres(home):
         yield server
 
 
+def rss_mb(pid):
+    """Resident memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
 class Forwarder:
     """A running contender: `ports` on loopback, one for each port behind the SSH host, and its `pid`."""
 
@@ -118,9 +124,7 @@ class Forwarder:
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def rss_mb(self):
-        """Resident memory."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+        return rss_mb(self.pid)
 
 
 @contextlib.contextmanager
