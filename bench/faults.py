@@ -471,7 +471,7 @@ def report(found, times):
         others = [shown_other(found.get((kind, name))) for kind in ("ssh -L", "autossh")]
         yield f"| {name} | {own} | {lost} | {tasks}, {descriptors} | {' | '.join(others)} |"
     yield ""
-    yield f"The worst of {times}. `ssh -L` and autossh: noticed / new query; - means not tried."
+    yield f"fluxd: the worst of {times}. `ssh -L` and autossh: noticed / new query, once each; - means not tried."
 
 
 def shown_other(values):

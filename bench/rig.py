@@ -183,4 +183,5 @@ def machine():
     """What a figure depends on."""
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.split(",")[0]
     version = f"Python {platform.python_version()}, {ssh}"
-    return f"{os.cpu_count()} cores of {platform.machine()} {platform.system()} {platform.release()}, {version}"
+    cores = f"{os.cpu_count()} cores of {platform.machine()} {platform.system()} {platform.release()}"
+    return f"{cores}, {version}; load average {os.getloadavg()[0]:.1f} at the end (ours alone is about 2)"
