@@ -25,7 +25,7 @@ from typing import Final
 from fluxplane.lab import resolver
 from fluxplane.lab.errors import LabFailed
 from fluxplane.lab.ports import free_port
-from fluxplane.lab.processes import command_line, descendants, end_leftover, signal_all, wait_gone
+from fluxplane.lab.processes import command_line, descendants, dying_with_us, end_leftover, signal_all, wait_gone
 
 READY_WITHIN_S: Final = 20
 STOP_WITHIN_S: Final = 5
@@ -114,7 +114,7 @@ class OpenSSHHost:
         config = self.home / "sshd_config"
         config.write_text("\n".join(self._config()) + "\n")
         self._process = subprocess.Popen(
-            [*self.wrapper, program, "-D", "-f", str(config), "-E", str(self.log)],
+            [*dying_with_us(signal.SIGTERM), *self.wrapper, program, "-D", "-f", str(config), "-E", str(self.log)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

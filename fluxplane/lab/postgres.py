@@ -22,7 +22,7 @@ from urllib.parse import quote
 from fluxplane.binaries import Installation, Runner
 from fluxplane.lab.errors import LabFailed
 from fluxplane.lab.ports import free_port
-from fluxplane.lab.processes import end_leftover
+from fluxplane.lab.processes import dying_with_us, end_leftover
 from fluxplane.wire import Secret
 
 INITDB_WITHIN_S: Final = 120
@@ -174,7 +174,7 @@ class Server:
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [self.installation.program("postgres"), "-D", self.data, *options],
+                [*dying_with_us(signal.SIGINT), self.installation.program("postgres"), "-D", self.data, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,6 +8,7 @@ its command line must hold.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -17,6 +18,23 @@ from pathlib import Path
 from typing import Final
 
 POLL_S: Final = 0.02
+PROGRAM_WITHIN_S: Final = 10
+
+
+@functools.cache
+def dying_with_us(number: signal.Signals) -> tuple[str, ...]:
+    """
+    What to put before a command so that it gets *number* when the thread that started it ends, even by SIGKILL.
+
+    util-linux's setpriv(1), which Linux has; elsewhere nothing: the next lab in the same directory ends the leftover.
+    The threads of an event loop's executor live as long as the loop.
+    """
+    words = ("setpriv", "--pdeathsig", number.name.removeprefix("SIG"))
+    try:
+        subprocess.run([*words, "true"], capture_output=True, timeout=PROGRAM_WITHIN_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return words
 
 
 def descendants(pid: int) -> list[int]:

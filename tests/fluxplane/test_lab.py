@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from fluxplane.lab.cli import loopback_address
+from fluxplane.lab.processes import dying_with_us
 from tests.furniture.daemon import is_listening
 from tests.furniture.lab import Lab, launched, running_lab, wait_until_ready
 from tests.furniture.postgres import enterable_directory
@@ -299,6 +300,8 @@ def test_a_killed_lab_can_be_started_again(place, log, arguments):
         orphans = list(descendants(process.pid))
         process.kill()
         process.wait()
+    if dying_with_us(signal.SIGINT):
+        wait_until(lambda: alive(orphans) == [], "what it started ends with it")
     (place / "lab.json").unlink()  # a killed lab could not, and we wait for the next one's
     with running_lab(place) as lab:
         assert alive(orphans) == []
