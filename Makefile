@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP     = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: bench bench-plane bench-client bench-first-query faults soak setup demo test check lint types imports tests lock generate notice dist clean
+.PHONY: bench bench-plane bench-client bench-first-query faults soak setup demo test check lint types imports tests lock generate notice dist clean bench-dump
 
 setup: $(STAMP)
 
@@ -66,6 +66,9 @@ bench-first-query: setup
 
 bench-plane: setup
 	$(BIN)/python -m bench.mints --write docs/performance.md
+
+bench-dump: setup
+	$(BIN)/python -m bench.dump --write docs/performance.md
 
 faults: setup
 	$(BIN)/python -m bench.faults --write docs/reliability.md
