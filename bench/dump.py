@@ -2,8 +2,8 @@
 `make bench-dump`: a 1 GB table into a file, by `flux db dump` against a direct pg_dump and one through `ssh -L`.
 
 The same pg_dump, server, sshd and disk for all three, in turn, round by round; ratios are paired by round. `plain` is
-bounded by the way the bytes go, `custom` (the default) by pg_dump's own compression. flux's time is the whole command's:
-opening a new connection to the SSH host, asking the control plane, pg_dump, fsync and the SHA-256 of the file.
+bounded by the way the bytes go, `custom` (the default) by pg_dump's own compression. flux's time is that of the whole
+command: opening the tunnel, asking the control plane, pg_dump, fsync and the SHA-256 of the file.
 """
 
 import contextlib
