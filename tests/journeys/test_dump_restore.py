@@ -7,6 +7,7 @@ What must never be left: a file under the output's name that is not whole, a dat
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 import signal
@@ -33,6 +34,12 @@ OVERWRITE = "--yes-i-know-this-can-overwrite-data"
 
 @pytest.fixture
 def dedicated(lab: Lab) -> Iterator[psycopg.Connection]:
+    with awkward_in(lab) as link:
+        yield link
+
+
+@contextlib.contextmanager
+def awkward_in(lab: Lab) -> Iterator[psycopg.Connection]:
     """The v1 database with an awkward schema in it, as it was before afterwards."""
     with psycopg.connect(lab.dedicated_url, autocommit=True) as link:
         awkward.fill(link, "shop", policies="CREATE POLICY own ON private_rows USING (owner = 'o1');")
@@ -415,6 +422,57 @@ def test_a_dump_whose_tunnel_is_closed_says_so_and_leaves_nothing(lab: Lab, daem
         assert "lost its connection" in process.stderr.read()
     assert not (daemon.home / "y.dump").exists()
     assert partials(daemon) == []
+
+
+def test_a_dump_whose_ssh_connection_is_cut_says_so_and_the_next_one_works(openssh_lab: Lab, daemon: Daemon):
+    with awkward_in(openssh_lab):
+        words = ("db", "dump", *YEASTCOAST, "--output", "y.dump")
+        with at_work(openssh_lab, daemon, *words, program="pg_dump") as process:
+            cut(openssh_lab)
+            assert process.wait(30) == 8
+            assert "lost its connection" in process.stderr.read()
+        assert not (daemon.home / "y.dump").exists()
+        assert partials(daemon) == []
+        done = daemon.flux(*words, env=openssh_lab.env)
+        assert done.returncode == 0, done.stderr
+
+
+def cut(lab: Lab) -> None:
+    """Kill what sshd has for each of its connections, not sshd itself."""
+    sessions_of_sshd = [pid for pid in descendants(lab.process.pid) if called(pid).startswith("sshd: ")]
+    serving = [pid for pid in sessions_of_sshd if "[listener]" not in called(pid)]
+    assert serving
+    for pid in serving:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def called(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""
+
+
+def test_a_v2_backup_restores_into_a_scratch_database_row_for_row(lab: Lab, daemon: Daemon, dedicated):
+    """What a temporary role cannot dump: rows behind policies, and all."""
+    with psycopg.connect(lab.pool_admin_url, autocommit=True) as pool:
+        schema = daemon.flux_json("db", "access-plan", *FOUNDRY, env=lab.env)["tenantSchema"]
+        runtime = schema.removesuffix("_api") + "_role"
+        made = daemon.flux_json("backup", "create", *FOUNDRY, env=lab.env)["backup"]
+        ask = ("backup", "download", *FOUNDRY, "--id", made["id"], "-o", "f.dump")
+        assert daemon.flux(*ask, env=lab.env).returncode == 0
+        # Policies name the tenant's role: another server must have one of that name.
+        dedicated.execute(psycopg.sql.SQL("CREATE ROLE {}").format(psycopg.sql.Identifier(runtime)))
+        try:
+            restore = ("db", "restore", *YEASTCOAST, "--input", "f.dump", "--into", "scratch_3")
+            done = daemon.flux(*restore, env=lab.env)
+            assert done.returncode == 0, done.stderr
+            with psycopg.connect(lab.dedicated_url, dbname="scratch_3") as copy:
+                assert awkward.fingerprint(pool, schema) == awkward.fingerprint(copy, schema)
+                assert awkward.rows_of(copy, schema, "invoices").startswith("3:")
+        finally:
+            dedicated.execute("DROP DATABASE IF EXISTS scratch_3 WITH (FORCE)")
+            dedicated.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(runtime)))
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(lab: Lab, daemon: Daemon, dedicated):

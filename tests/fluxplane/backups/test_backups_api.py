@@ -153,6 +153,24 @@ async def test_a_tenants_export_holds_rows_behind_policies_and_sequences_and_no_
     assert (await schema_of(settings, "0a1b2c3")) not in held
 
 
+async def test_every_pool_has_a_login_that_reads_whole_tenants_and_changes_nothing(each_postgres):
+    with enterable_directory() as place:
+        made_for = settings_for(each_postgres, backups=BackupSettings(directory=place / "backups"))
+        name = psycopg.conninfo.conninfo_to_dict(made_for.pool_url.reveal())["user"] + "_backup"
+        login = url(each_postgres, name, "backup-pw")
+        made_for = dataclasses.replace(made_for, pool_backup_url=login)
+        token = await furnish(made_for)
+        schema = await filled(made_for, each_postgres)
+        async with serving(made_for, token) as plane:
+            backup = await made(plane, V2)
+            assert (await plane.post(f"{base(V2)}/{backup['id']}/verify")).status == 200
+        with psycopg.connect(login.reveal(), autocommit=True) as link:
+            assert link.execute(f"SELECT count(*) FROM {schema}.secrets").fetchone() == (7,)
+            for forbidden in (f"DELETE FROM {schema}.things", f"CREATE TABLE {schema}.mine ()", "CREATE ROLE mine"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    link.execute(forbidden)
+
+
 async def test_an_empty_tenant_is_verified(settings):
     settings, token = settings
     async with serving(settings, token) as plane:
