@@ -77,6 +77,7 @@ class Held:
                     ) from problem
                 time.sleep(_ASK_AGAIN_AFTER_S)
             else:
+                screen.note("fluxd is back, and so is the tunnel.")
                 break
         if self.leaving:  # meanwhile, by the other thread
             self.events.close()

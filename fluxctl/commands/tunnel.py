@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from fluxctl import environment, opening, screen
-from fluxctl.gui import DATABASE_WARNING
 from fluxctl.client import Client
+from fluxctl.gui import DATABASE_WARNING
 from fluxctl.options import Command, Option, ttl
 from fluxctl.problem import usage
 

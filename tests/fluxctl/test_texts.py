@@ -358,6 +358,7 @@ def test_a_hold_outlives_a_restart_of_the_daemon(opens_v2):
     assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if "busy" not in line] == [
         "fluxd went away; waiting for it to come back.",
+        "fluxd is back, and so is the tunnel.",
         "The SSH connection was lost; reconnecting …",
         "The tunnel was closed.",
     ]

@@ -274,3 +274,25 @@ def test_without_extensions_what_needs_one_says_so(daemon: Daemon, contract_lab:
     closed = daemon.flux("tunnel", "close", "foundry", env=env)
     assert "Closed foundry" in said(closed)
     assert "its temporary role ended" not in closed.stdout
+
+
+# ------------------------------------------------------- Keep the tunnel terminal open
+
+
+@BOTH
+def test_a_held_tunnel_outlives_a_crash_of_the_daemon(daemon: Daemon, lab: Lab, project):
+    before = temporary_roles(lab.pool_admin_url)
+    with daemon.hold("db", "tunnel", *project, env=lab.env) as held:
+        password = held.field("Password")
+        if project == YEASTCOAST:
+            password = said(daemon.flux(*password.split()[1:], env=lab.env)).strip()
+        fields = {"host": "127.0.0.1", "port": held.field("Port"), "user": held.field("User")}
+        daemon.kill()
+        wait_until(lambda: "waiting for it to come back" in held.err, "it is noticed")
+        daemon.start()
+        wait_until(lambda: "fluxd is back" in held.err, "the hold is kept")
+        with connected({**fields, "databaseName": "postgres", "sslMode": "disable"}, password) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert held.process.poll() is None
+    wait_until(lambda: not daemon.listening(), "the port is closed")
+    wait_until(lambda: temporary_roles(lab.pool_admin_url) == before, "the role is ended")
