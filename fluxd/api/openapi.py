@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from fluxd import wire
+from fluxd.api.examples import EXAMPLES
 from fluxd.core.errors import FluxError
 
 _TEMPLATE: Final = "#/components/schemas/{name}"
@@ -71,7 +72,7 @@ def document(routes: Iterable[Route], *, version: str) -> dict[str, Any]:
         "paths": _paths(table),
         "components": {
             "schemas": dict(sorted(named.items())),
-            "responses": {"Problem": _problem_response()},
+            "responses": {"Problem": _any_problem()},
             "securitySchemes": {
                 "plane": {
                     "type": "http",
@@ -99,7 +100,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if parameters := _parameters(route):
         operation["parameters"] = parameters
     if route.body is not None:
-        content = {"application/json": {"schema": _schema(route.body)}}
+        content = {"application/json": _media(route.body)}
         operation["requestBody"] = {"required": _requires(route.body), "content": content}
     operation["responses"] = {
         **{str(status): _response(route, status, kind) for status, kind in route.answers.items()},
@@ -111,6 +112,13 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
+def _media(kind: Any) -> dict[str, Any]:
+    """A body's schema, and an example where there is one."""
+    if (example := EXAMPLES.get(kind)) is None:
+        return {"schema": _schema(kind)}
+    return {"schema": _schema(kind), "example": json.loads(wire.encode(example))}
+
+
 def _requires(kind: Any) -> bool:
     return any(one.required for one in msgspec.structs.fields(kind))
 
@@ -118,7 +126,7 @@ def _requires(kind: Any) -> bool:
 def _response(route: Route, status: int, kind: Any) -> dict[str, Any]:
     described: dict[str, Any] = {"description": _STATUS_WORDS.get(status, "the answer")}
     if kind is not None:
-        described["content"] = {route.media: {"schema": _schema(kind)}}
+        described["content"] = {route.media: _media(kind)}
     return described
 
 
@@ -142,9 +150,12 @@ def _problem_responses(route: Route) -> dict[str, Any]:
     }
 
 
-def _problem_response(codes: str = "any problem") -> dict[str, Any]:
-    schema = {"$ref": _TEMPLATE.format(name="Problem")}
-    return {"description": codes, "content": {"application/problem+json": {"schema": schema}}}
+def _problem_response(codes: str) -> dict[str, Any]:
+    return {"description": codes, "content": {"application/problem+json": {"schema": _schema(wire.Problem)}}}
+
+
+def _any_problem() -> dict[str, Any]:
+    return {"description": "any problem", "content": {"application/problem+json": _media(wire.Problem)}}
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:

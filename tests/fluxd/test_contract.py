@@ -103,6 +103,24 @@ def test_every_route_but_the_stream_is_asked():
     assert len(OPERATIONS) == sum(len(methods) for methods in DOCUMENT["paths"].values()) - 1
 
 
+def test_every_example_is_of_its_own_schema():
+    import jsonschema_rs
+
+    examples = list(media_with_examples(DOCUMENT))
+    assert len(examples) > 10
+    for media in examples:
+        schema = {"components": DOCUMENT["components"], **media["schema"]}
+        jsonschema_rs.Draft202012Validator(schema).validate(media["example"])
+
+
+def media_with_examples(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "example" in node and "schema" in node:
+            yield node
+        for inner in node.values():
+            yield from media_with_examples(inner)
+
+
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_gets_a_5xx_or_an_answer_beside_the_contract(served: Served, label: str):
     operation = SCHEMA.find_operation_by_label(label)
