@@ -74,6 +74,7 @@ class ContractPlane:
     minting: asyncio.Event = field(default_factory=asyncio.Event)
     skew: timedelta = timedelta()
     # What answers a mint instead of `mint`.
+    _ending: asyncio.Lock = field(default_factory=asyncio.Lock)
     mint_answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
 
     def application(self) -> web.Application:
@@ -201,12 +202,19 @@ class ContractPlane:
         if "revoke" not in self.extensions:
             return web.json_response({"error": "Not found"}, status=404)
         grant_id = request.match_info["grant_id"]
-        role = self.live.pop(grant_id, None)
+        role = self.live.get(grant_id)
         if role is None:
             self.tombstones.add(grant_id)
             return web.json_response({"grantId": grant_id, "state": "tombstone"})
-        await self.end(role)
+        # Whoever asked may be gone by now; what was begun is finished.
+        await asyncio.shield(self._end_once(grant_id, role))
         return web.json_response({"grantId": grant_id, "state": "ended"})
+
+    async def _end_once(self, grant_id: str, role: Role) -> None:
+        async with self._ending:
+            if self.live.get(grant_id) is role:
+                await self.end(role)
+                del self.live[grant_id]
 
     async def end(self, role: Role) -> None:
         await self._execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(role.username)))
