@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 
-from bench import rig
+from bench import instructions, rig
 from bench.world import command, world
 
 # command: goal (docs/performance.md)
@@ -52,10 +52,16 @@ def main():
         for _ in range(options.rounds):
             for words, argv in runs.items():
                 found.setdefault(words, []).append(once(argv, environment))
-    rig.publish("bench-client", table(found, options.rounds), options.write)
+        counts = (
+            {words: instructions.counted(argv, environment) for words, argv in runs.items()}
+            if instructions.available()
+            else {}
+        )
+    rig.publish("bench-client", table(found, options.rounds, counts), options.write)
+    return 1 if any(counts[words] > goal * counts[BARE] for words, goal in COMMANDS.items() if counts) else 0
 
 
-def table(found, rounds):
+def table(found, rounds, counts):
     wall, cpu = (statistics.median(values) for values in zip(*found.pop(BARE), strict=True))
     yield f"{rounds} rounds; `python -c pass` took {wall * 1e3:.0f} ms, {cpu * 1e3:.0f} ms of it processor time."
     yield ""

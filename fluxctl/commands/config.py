@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
-from fluxctl import environment, opening, places, screen
+from fluxctl import environment, opening, screen
 from fluxctl.client import Client
 from fluxctl.options import Command
 from fluxctl.problem import Problem
-from fluxctl.service import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +33,10 @@ def show(arguments: Arguments) -> int:
 
 def check(_arguments: Arguments) -> int:
     """Reads the file as fluxd does, with this shell's FLUXD_* variables; asks no running daemon."""
+    import subprocess  # noqa: PLC0415 - `config show` does without
+
+    from fluxctl.service import files  # noqa: PLC0415
+
     argv = [str(files.program()), "--check-config"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=_CHECKED_WITHIN_S, check=False)
     if done.returncode:
@@ -45,13 +46,15 @@ def check(_arguments: Arguments) -> int:
 
 
 def example(_arguments: Arguments) -> int:
+    from fluxctl.service import files  # noqa: PLC0415 - `config show` does without
+
     print(files.shipped("docs/config.example.toml"), end="")
     return 0
 
 
-_EXAMPLES = f"""
+_EXAMPLES = """
 Examples:
-  fluxctl config example > {places.config_dir()}/config.toml
+  fluxctl config example > ~/.config/fluxd/config.toml     (macOS: ~/Library/Application\\ Support/fluxd/config.toml)
   fluxctl config check
   fluxctl config show
 """

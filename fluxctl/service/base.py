@@ -7,15 +7,18 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fluxctl import environment
 from fluxctl.client import Client
 from fluxctl.exchange import Connection, NobodyThere
 from fluxctl.problem import Problem
 from fluxd import address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 # A daemon drains for 20 s at most; systemd's own limit is TimeoutStopSec=30.
 STOPS_WITHIN_S = 40.0

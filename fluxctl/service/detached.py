@@ -6,13 +6,15 @@ There is nothing to install: `install` says so as a problem, the others do what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from fluxctl import environment, places
 from fluxctl.client import Client
 from fluxctl.problem import Problem
 from fluxctl.service.base import Manager, clear_runtime_dir, running_pid, stop_detached
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 
 class Detached(Manager):

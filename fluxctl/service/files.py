@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from fluxctl.problem import Problem
 
@@ -61,8 +60,13 @@ def _systemd_quoted(path: Path) -> str:
 def agent(text: str, values: dict[str, Path]) -> str:
     """*text* of a launchd agent with each `@NAME@` replaced."""
     for name, value in values.items():
-        text = text.replace(f"@{name}@", escape(str(value)))
+        text = text.replace(f"@{name}@", _escaped(str(value)))
     return text
+
+
+def _escaped(text: str) -> str:
+    """As XML's character data. (xml.sax.saxutils does the same, and brings urllib.request along.)"""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def write(path: Path, text: str) -> bool:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fluxctl import places
 from fluxctl.service import files
 from fluxctl.service.base import Manager, ask, clear_runtime_dir, running_pid, stop_detached
 from fluxd import address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 LABEL = "com.flux.fluxd"
 

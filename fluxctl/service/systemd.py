@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from typing import Any
 
 from fluxctl import places
 from fluxctl.service import files
 from fluxctl.service.base import Manager, ask, clear_runtime_dir, running_pid, stop_detached
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 SERVICE, SOCKET = "fluxd.service", "fluxd.socket"
 _ANSWERS_WITHIN_S = 5.0
