@@ -16,7 +16,6 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,6 @@ from fluxd.core.errors import FluxdAlreadyRunning, SocketUnsafe
 
 # sockaddr_un.sun_path: 108 on Linux, 104 on macOS, one of them for the closing zero.
 LONGEST_PATH: Final = 103 if sys.platform == "darwin" else 107
-_FIRST_INHERITED_FD: Final = 3
 
 
 class Claim:
@@ -159,25 +157,6 @@ def _bound(path: Path) -> socket.socket:
 
 
 # ------------------------------------------------------------ socket activation
-
-
-def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, socket.socket]:
-    """
-    The listening sockets that systemd handed to this process, by name (sd_listen_fds(3)); each is closed on exec.
-
-    The variables are taken out of *environ*: what we start must not believe that they are meant for it.
-    """
-    count, names, meant_for = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
-    if meant_for != str(os.getpid()) or not count.isdecimal():
-        return {}
-    found: dict[str, socket.socket] = {}
-    named = names.split(":") if names else []
-    for index in range(int(count)):
-        received = socket.socket(fileno=_FIRST_INHERITED_FD + index)
-        received.set_inheritable(False)
-        received.setblocking(False)
-        found[named[index] if index < len(named) else str(index)] = received
-    return found
 
 
 def serves(candidate: socket.socket, path: Path) -> bool:
