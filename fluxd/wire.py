@@ -390,8 +390,8 @@ class Event(Answer, frozen=True, omit_defaults=True):
     `seq` grows with every event, across restarts too; `?since=SEQ` goes on after that one.
 
     `name` is what happened, in past tense: snapshot, opening, up, reconnecting, reconnected, client_connected,
-    client_refused, client_left, lease_granted, lease_expiring, lease_renewed, lease_over, closing, closed, failed,
-    host_up, host_lost, ping.
+    client_refused, client_left, lease_granted, lease_expiring, lease_renewed, renew_failed, renew_ended, lease_over,
+    closing, closed, failed, host_up, host_lost, host_failed, ping.
     """
 
     seq: int

@@ -129,9 +129,19 @@ class Host:
             return None
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
+            self._keeper.add_done_callback(self._kept)
         if hurry:
             self._poked.set()
         return await asyncio.shield(self._outcome)
+
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        """It keeps for ever, unless told to end. After a bug nobody may wait for it, and a new one may try."""
+        if keeper.cancelled() or keeper.exception() is None:
+            return
+        log.error("the connection to %s could not be kept", self.destination, exc_info=keeper.exception())
+        self._keeper, self._connection, self.state = None, None, "idle"
+        self.last_problem = FluxError(detail=type(keeper.exception()).__name__)
+        self._settle(self.last_problem)
 
     async def _keep(self) -> None:
         """Dial, live with the connection until it ends, dial again."""

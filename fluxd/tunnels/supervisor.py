@@ -192,6 +192,7 @@ class Supervisor:
         )
         target = _target(request.ssh, plan)
         notices = [*_notices(request, plan), *await _not_honoured(target.host)]
+        self._must_be_open()  # it was when we were asked; much may have happened since
         tunnel = self._new(request, caller, plan, raw, target, notices)
         hold = secrets.token_hex(8) if request.hold else None
         tunnel.open(

@@ -371,3 +371,17 @@ async def test_reach_answers_for_one_try(embedded):
             await host.reach()
         assert host.last_problem.code == "ssh_refused"
     await embedded.start()
+
+
+async def test_a_bug_while_dialling_is_a_problem_and_the_next_try_is_made(embedded, monkeypatch):
+    async def buggy(*_, **__):
+        raise RuntimeError("nobody thought of this")
+
+    async with host_of(embedded) as host:
+        with monkeypatch.context() as broken:
+            broken.setattr("fluxd.tunnels.ssh.dial", buggy)
+            with pytest.raises(errors.FluxError) as caught:
+                await host.reach()
+        assert caught.value.code == "internal_error"
+        await host.reach()
+        assert host.state == "up"
