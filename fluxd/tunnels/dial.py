@@ -31,7 +31,7 @@ from fluxd.core.errors import (
     SSHUnreachable,
     TooManyOpenFiles,
 )
-from fluxd.core.target import Target
+from fluxd.core.target import Target, check_host, check_port, check_user, split_port
 
 from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
 
@@ -39,6 +39,8 @@ from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
 CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 # After those that known_hosts has: a host with a new type of key shall show it, so that we can say what changed.
 HOST_KEY_TYPES: Final = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-512,rsa-sha2-256"
+# A jump host's own ProxyJump counts too; so deep and no deeper, for it may lead in a circle.
+DEEPEST_JUMP: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +78,46 @@ async def dial(
     An authenticated connection to *destination*. Safe to cancel.
 
     *agent* is the socket of an ssh-agent; None leaves it to the configuration and our own environment. *pinned* are the
-    plan's public keys.
+    plan's public keys. Jump hosts of the user's ssh_config are dialled as strictly, with the same agent, and are left
+    when the connection ends.
 
     Raises:
         FluxError: why there is none.
     """
-    host = destination.target.host
+    return await _dial(destination, how, _Offer(agent, pinned, client), None, DEEPEST_JUMP)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What a dial brings along; a jump host gets the agent alone."""
+
+    agent: str | None
+    pinned: Sequence[str] = ()
+    client: Callable[[], asyncssh.SSHClient] = asyncssh.SSHClient
+
+
+async def _dial(
+    destination: Destination, how: Dialling, offer: _Offer, through: asyncssh.SSHClientConnection | None, depth: int
+) -> asyncssh.SSHClientConnection:
+    """*through*: the jump host that leads there; None where the configuration is to say."""
+    host, port = destination.target.host, destination.target.port
     keys: HostKeys | None = None
     try:
         async with asyncio.timeout(how.connect_s):
-            keys, options = await asyncio.to_thread(_prepare, destination, how, agent, pinned, client)
-            return await asyncssh.connect(
-                host, destination.target.port, options=options, config=_config_files(how), connect_timeout=None
-            )
+            try:
+                keys, options = await asyncio.to_thread(_prepare, destination, how, offer)
+                through = through or await _jumped(options, destination, how, offer, depth)
+                return await asyncssh.connect(
+                    host,
+                    port,
+                    options=options,
+                    config=_config_files(how),
+                    tunnel=_Way(through) if through else None,
+                    connect_timeout=None,
+                )
+            except BaseException:
+                await _left(through)
+                raise
     except asyncssh.HostKeyNotVerifiable as error:
         raise _host_key_problem(keys, host, error) from error
     except asyncssh.KeyExchangeFailed as error:
@@ -99,25 +128,75 @@ async def dial(
         raise problem_of(error, destination) from error
 
 
+class _Way:
+    """A jump host as asyncssh wants it, which ends with the connection that was made through it."""
+
+    def __init__(self, through: asyncssh.SSHClientConnection) -> None:
+        self._through = through
+
+    async def create_connection(
+        self, factory: Callable[[], asyncssh.SSHTCPSession[bytes]], host: str, port: int
+    ) -> tuple[object, asyncssh.SSHTCPSession[bytes]]:
+        channel, session = await self._through.create_connection(factory, host, port)
+        session.set_tunnel(self._through)  # type: ignore[attr-defined]  # the session is the new connection
+        return channel, session
+
+
+async def _left(through: asyncssh.SSHClientConnection | None) -> None:
+    if through is not None:
+        through.abort()
+        await through.wait_closed()
+
+
+async def _jumped(
+    options: asyncssh.SSHClientConnectionOptions, destination: Destination, how: Dialling, offer: _Offer, depth: int
+) -> asyncssh.SSHClientConnection | None:
+    """
+    The last of the hosts that ProxyJump names, reached through those before it; None without any.
+
+    Not asyncssh's own way, which would take our environment's agent and not the caller's.
+    """
+    through: asyncssh.SSHClientConnection | None = None
+    for hop in await asyncio.to_thread(_hops, options, destination, how):
+        if not depth:
+            raise SSHConfigInvalid("ProxyJump leads from one jump host to the next without an end.")
+        through = await _dial(hop, how, _Offer(offer.agent), through, depth - 1)
+    return through
+
+
+def _hops(options: asyncssh.SSHClientConnectionOptions, destination: Destination, how: Dialling) -> list[Destination]:
+    named = options.tunnel if isinstance(options.tunnel, str) else ""
+    if named.lower() == "none":
+        return []
+    hops = (_hop(words.strip(), how) for words in named.split(",") if words.strip())
+    # `Host *` with ProxyJump means the jump host too, which is not to be reached through itself.
+    return [hop for hop in hops if hop.target.host != destination.target.host]
+
+
+def _hop(words: str, how: Dialling) -> Destination:
+    """One jump host, ``[user@]host[:port]``: what it does not say the configuration does, as for any host."""
+    user, _, where = words.removeprefix("ssh://").rpartition("@")
+    host, port = split_port(where)
+    asked: dict[str, Any] = {"client_keys": None, "agent_path": None, "config": _config_files(how)}
+    own = asyncssh.SSHClientConnectionOptions(host=check_host(host), **asked)
+    return Destination(Target(check_host(host), check_user(user or own.username), check_port(port or own.port)))
+
+
 def _prepare(
-    destination: Destination,
-    how: Dialling,
-    agent: str | None,
-    pinned: Sequence[str],
-    client: Callable[[], asyncssh.SSHClient],
+    destination: Destination, how: Dialling, offer: _Offer
 ) -> tuple[HostKeys, asyncssh.SSHClientConnectionOptions]:
     """Read what must be read from disk (keys, known_hosts, ssh_config): for a thread."""
     target = destination.target
     asked: dict[str, Any] = {"username": target.user, "config": _config_files(how)}
-    if agent is not None:
-        asked["agent_path"] = agent
+    if offer.agent is not None:
+        asked["agent_path"] = offer.agent
     if destination.identity_file is not None:
         asked |= _identity(destination.identity_file)
     plain = functools.partial(asyncssh.SSHClientConnectionOptions, host=target.host, port=target.port, **asked)
     config = plain().config
-    keys = HostKeys(_known_hosts_files(destination, config), pinned)
+    keys = HostKeys(_known_hosts_files(destination, config), offer.pinned)
     options = plain(
-        client_factory=lambda: _watched(client(), keys),
+        client_factory=lambda: _watched(offer.client(), keys),
         known_hosts=keys.match,
         keepalive_interval=how.keepalive_interval_s,
         keepalive_count_max=how.keepalive_count,
@@ -161,10 +240,7 @@ def _watched(client: asyncssh.SSHClient, keys: HostKeys) -> asyncssh.SSHClient:
 
 
 def _host_key_problem(keys: HostKeys | None, host: str, error: asyncssh.HostKeyNotVerifiable) -> FluxError:
-    if keys is None or f"for host {host}" not in error.reason:
-        # A jump host of the user's ssh_config: asyncssh has dialled it, by the user's own known_hosts.
-        return SSHHandshakeFailed("A jump host's key is not trusted.", detail=error.reason)
-    return keys.verdict(host, error.reason)
+    return keys.verdict(host, error.reason) if keys else SSHHandshakeFailed(detail=error.reason)
 
 
 def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeFailed) -> FluxError:

@@ -1,0 +1,290 @@
+"""Keys, hosts and ways to them as people have them in OpenSSH: each on a real sshd, with files of ssh-keygen's own."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fluxd.tunnels.dial import Dialling, dial
+from tests.fluxd.tunnels.rig import until
+from tests.fluxd.tunnels.test_ssh import HOW, destination, problem_of_dialling
+from tests.furniture.sshd import OpenSSH, serving
+
+
+def keygen(*words: object) -> None:
+    subprocess.run(["ssh-keygen", "-q", *map(str, words)], check=True, capture_output=True)
+
+
+def new_key(path: Path, *, passphrase: str = "") -> Path:
+    keygen("-t", "ed25519", "-N", passphrase, "-f", path)
+    return path
+
+
+def user_certificate(authority: Path, key: Path, user: str, *, validity: str = "always:forever") -> None:
+    """ssh-keygen's `KEY-cert.pub` for *key*, good for logging in as *user*."""
+    keygen("-s", authority, "-I", "ada", "-n", user, "-V", validity, f"{key}.pub")
+
+
+async def gets_in(where, how: Dialling = HOW, *, agent: str = "") -> str:
+    """Dial and leave; which host key was accepted."""
+    connection = await dial(where, how, agent=agent, pinned=())
+    key = connection.get_server_host_key()
+    connection.close()
+    await connection.wait_closed()
+    return key.get_fingerprint() if key else ""
+
+
+def by_config(path: Path, text: str) -> Dialling:
+    path.write_text(text)
+    path.chmod(0o600)
+    return Dialling(config=str(path), connect_s=15)
+
+
+# ----------------------------------------------------------------------- keys
+
+
+async def test_an_identity_file_is_offered_alone_however_full_the_agent_is(openssh, ssh_agent, tmp_path):
+    """More keys than sshd's MaxAuthTries has patience for."""
+    for number in range(8):
+        await ssh_agent.add(new_key(tmp_path / f"other{number}"))
+    assert await gets_in(destination(openssh), agent=str(ssh_agent.socket))
+
+
+async def test_the_agents_key_alone_is_enough(openssh, ssh_agent):
+    await ssh_agent.add(openssh.identity_file)
+    assert await gets_in(destination(openssh, identity=None), agent=str(ssh_agent.socket))
+
+
+@pytest.fixture
+async def certified(ssh_home):
+    """An sshd that knows no key, only an authority; and that authority."""
+    authority = new_key(ssh_home / "users_ca")
+    host = OpenSSH(ssh_home, lines=(f"TrustedUserCAKeys {authority}.pub",))
+    host.server.authorized_keys = ""
+    async with serving(host):
+        yield host, authority
+
+
+async def test_a_user_certificate_beside_the_identity_file_is_used(certified, tmp_path):
+    host, authority = certified
+    key = new_key(tmp_path / "id")
+    assert (await problem_of_dialling(destination(host, identity=str(key)))).code == "ssh_auth_failed"
+    user_certificate(authority, key, host.user)
+    assert await gets_in(destination(host, identity=str(key)))
+
+
+async def test_a_user_certificate_of_the_agent_is_used(certified, ssh_agent, tmp_path):
+    host, authority = certified
+    key = new_key(tmp_path / "id")
+    user_certificate(authority, key, host.user)
+    await ssh_agent.add(key)
+    assert await gets_in(destination(host, identity=None), agent=str(ssh_agent.socket))
+
+
+async def test_a_certificate_file_of_ssh_config_is_used(certified, tmp_path):
+    host, authority = certified
+    key = new_key(tmp_path / "id")
+    user_certificate(authority, key, host.user)
+    elsewhere = shutil.move(f"{key}-cert.pub", tmp_path / "short-lived.pub")
+    how = by_config(tmp_path / "config", f"Host *\n  IdentityFile {key}\n  CertificateFile {elsewhere}\n")
+    assert await gets_in(destination(host, identity=None), how)
+
+
+async def test_a_certificate_that_has_ended_is_refused(certified, tmp_path):
+    host, authority = certified
+    key = new_key(tmp_path / "id")
+    user_certificate(authority, key, host.user, validity="20200101:20200102")
+    assert (await problem_of_dialling(destination(host, identity=str(key)))).code == "ssh_auth_failed"
+
+
+# ----------------------------------------------------------------- ~/.ssh/config
+
+
+def block(openssh, *names: str) -> str:
+    """A Host block that leads to *openssh* by any of *names*."""
+    return (
+        f"Host {' '.join(names)}\n  HostName 127.0.0.1\n  Port {openssh.port}\n  User {openssh.user}\n"
+        f"  IdentityFile {openssh.identity_file}\n  UserKnownHostsFile {openssh.known_hosts}\n"
+    )
+
+
+async def test_a_host_alias_with_its_key_and_known_hosts(openssh, tmp_path):
+    where = destination(openssh, host="bastion", identity=None, known_hosts=None)
+    how = by_config(tmp_path / "config", block(openssh, "bastion"))
+    openssh.known_hosts.write_text(known_as(openssh, "bastion", tmp_path).read_text())
+    assert await gets_in(where, how) == openssh.host_key.get_fingerprint()
+
+
+async def test_an_included_file_counts(openssh, tmp_path):
+    (tmp_path / "more.conf").write_text("Host bastion\n  HostName 127.0.0.1\n")
+    how = by_config(tmp_path / "config", f"Include {tmp_path}/*.conf\n")
+    where = destination(openssh, host="bastion", known_hosts=str(known_as(openssh, "bastion", tmp_path)))
+    assert await gets_in(where, how)
+
+
+@pytest.mark.parametrize("criteria", ["host bastion", "originalhost bastion", 'host bastion exec "true"'])
+async def test_a_match_block_counts(openssh, tmp_path, criteria):
+    how = by_config(tmp_path / "config", f"Match {criteria}\n  HostName 127.0.0.1\n")
+    where = destination(openssh, host="bastion", known_hosts=str(known_as(openssh, "bastion", tmp_path)))
+    assert await gets_in(where, how)
+
+
+async def test_a_match_block_of_another_host_does_not(openssh, tmp_path):
+    how = by_config(tmp_path / "config", "Match host other\n  Port 1\n")
+    assert await gets_in(destination(openssh), how)
+
+
+def known_as(openssh, name: str, tmp_path: Path) -> Path:
+    """known_hosts with the host's key under *name*, at any port, and by its address."""
+    line = openssh.host_key.export_public_key().decode().strip()
+    path = tmp_path / "known_as"
+    path.write_text(f"{name},[{name}]:{openssh.port},[127.0.0.1]:{openssh.port} {line}\n")
+    return path
+
+
+async def test_a_proxy_command_is_run_and_ends_with_the_connection(openssh, ssh_home, tmp_path):
+    """The command people have: ssh itself, to another host."""
+    ran = tmp_path / "ran"
+    way = " ".join([*openssh.ssh_argv()[:-1], "-W", "%h:%p", openssh.destination])
+    how = by_config(tmp_path / "config", f"Host *\n  ProxyCommand sh -c 'echo $$ > {ran}; exec {way}'\n")
+    assert await gets_in(destination(openssh), how) == openssh.host_key.get_fingerprint()
+    pid = int(ran.read_text())
+    await until(lambda: not Path(f"/proc/{pid}").exists(), "the proxy command's end")
+
+
+@pytest.fixture
+async def jump(ssh_home):
+    """Another sshd, with keys of its own."""
+    home = ssh_home / "jump"
+    home.mkdir()
+    async with serving(OpenSSH(home, forced=False)) as host:
+        yield host
+
+
+async def test_a_jump_host_is_reached_first_and_left_at_the_end(openssh, jump, tmp_path):
+    text = block(jump, "jump") + "Host 127.0.0.1\n  ProxyJump jump\n"
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    connection = await dial(destination(openssh), by_config(tmp_path / "config", text), agent="", pinned=())
+    assert connection.get_server_host_key() == openssh.host_key.convert_to_public()
+    assert jump.server.sessions()
+    connection.close()
+    await connection.wait_closed()
+    await until(lambda: not jump.server.sessions(), "the jump host to be left")
+
+
+async def test_a_jump_host_gets_the_requests_agent(openssh, jump, ssh_agent, tmp_path, monkeypatch):
+    """Not that of the daemon's own environment, which may be nobody's."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nobody"))
+    await ssh_agent.add(jump.identity_file)
+    text = (
+        f"Host jump\n  HostName 127.0.0.1\n  UserKnownHostsFile {jump.known_hosts}\n"
+        f"Host 127.0.0.1\n  ProxyJump {jump.user}@jump:{jump.port}\n"
+    )
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    how = by_config(tmp_path / "config", text)
+    assert await gets_in(destination(openssh), how, agent=str(ssh_agent.socket))
+
+
+async def test_two_jumps_in_a_row(openssh, jump, tmp_path):
+    text = block(jump, "one", "two") + "Host 127.0.0.1\n  ProxyJump one,two\n"
+    known = known_as(jump, "one", tmp_path).read_text() + known_as(jump, "two", tmp_path).read_text()
+    jump.known_hosts.write_text(known)
+    assert await gets_in(destination(openssh), by_config(tmp_path / "config", text))
+
+
+async def test_a_jump_host_for_every_host_is_not_reached_through_itself(openssh, jump, tmp_path):
+    text = block(jump, "jump") + "Host *\n  ProxyJump jump\n"
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    assert await gets_in(destination(openssh), by_config(tmp_path / "config", text))
+
+
+async def test_jump_hosts_in_a_circle_are_a_mistake_in_the_config(openssh, jump, tmp_path):
+    text = "Host one\n  ProxyJump two\nHost two\n  ProxyJump one\nHost 127.0.0.1\n  ProxyJump one\n"
+    problem = await problem_of_dialling(destination(openssh), by_config(tmp_path / "config", text))
+    assert problem.code == "ssh_config_invalid"
+    assert "ProxyJump" in problem.message
+
+
+async def test_a_jump_host_is_as_strictly_known(openssh, jump, tmp_path):
+    text = block(jump, "jump") + "Host 127.0.0.1\n  ProxyJump jump\n"
+    jump.known_hosts.write_text("")
+    problem = await problem_of_dialling(destination(openssh), by_config(tmp_path / "config", text))
+    assert problem.code == "ssh_host_key_unknown"
+    assert problem.message.startswith("jump is not known yet")
+    assert jump.host_key.get_fingerprint() in problem.message
+
+
+async def test_a_host_behind_a_jump_that_cannot_be_dialled_leaves_the_jump(openssh, jump, tmp_path):
+    text = block(jump, "jump") + "Host 127.0.0.1\n  ProxyJump jump\n"
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    openssh.known_hosts.write_text("")
+    problem = await problem_of_dialling(destination(openssh), by_config(tmp_path / "config", text))
+    assert problem.code == "ssh_host_key_unknown"
+    await until(lambda: not jump.server.sessions(), "the jump host to be left")
+
+
+async def test_a_jump_host_that_lets_nobody_in_is_named(openssh, jump, tmp_path):
+    text = block(jump, "jump").replace(str(jump.identity_file), str(openssh.identity_file))
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    how = by_config(tmp_path / "config", text + "Host 127.0.0.1\n  ProxyJump jump\n")
+    problem = await problem_of_dialling(destination(openssh), how)
+    assert problem.code == "ssh_auth_failed"
+    assert "@jump:" in problem.message
+
+
+# ------------------------------------------------------------------ known_hosts
+
+
+@pytest.fixture
+async def vouched(ssh_home):
+    """An sshd whose key an authority signed, for 127.0.0.1; and the authority's public line."""
+    authority = new_key(ssh_home / "hosts_ca")
+    key = ssh_home / "ssh_host_ed25519_key"
+    host = OpenSSH(ssh_home, lines=(f"HostCertificate {key}-cert.pub",))
+    keygen("-s", authority, "-I", "bastion", "-h", "-n", "127.0.0.1", f"{key}.pub")
+    async with serving(host):
+        yield host, Path(f"{authority}.pub").read_text().strip()
+
+
+async def test_a_host_that_a_known_authority_vouches_for(vouched):
+    host, authority = vouched
+    host.known_hosts.write_text(f"@cert-authority [127.0.0.1]:{host.port} {authority}\n")
+    assert await gets_in(destination(host))
+
+
+async def test_an_authority_for_other_hosts_vouches_for_nothing_here(vouched):
+    host, authority = vouched
+    host.known_hosts.write_text(f"@cert-authority *.example.com {authority}\n")
+    assert (await problem_of_dialling(destination(host))).code == "ssh_host_key_unknown"
+
+
+async def test_a_certificate_for_another_name_is_refused(ssh_home):
+    authority, key = new_key(ssh_home / "hosts_ca"), ssh_home / "ssh_host_ed25519_key"
+    host = OpenSSH(ssh_home, lines=(f"HostCertificate {key}-cert.pub",))
+    keygen("-s", authority, "-I", "bastion", "-h", "-n", "other.example.com", f"{key}.pub")
+    async with serving(host):
+        line = Path(f"{authority}.pub").read_text().strip()
+        host.known_hosts.write_text(f"@cert-authority * {line}\n")
+        assert (await problem_of_dialling(destination(host))).code == "ssh_host_key_unknown"
+
+
+async def test_a_revoked_authority_vouches_for_nothing(vouched):
+    host, authority = vouched
+    host.known_hosts.write_text(f"@cert-authority * {authority}\n@revoked * {authority}\n")
+    assert (await problem_of_dialling(destination(host))).code == "ssh_host_key_revoked"
+
+
+async def test_a_revoked_key_is_refused_though_an_authority_vouches_for_it(vouched):
+    host, authority = vouched
+    own = host.host_key.export_public_key().decode().strip()
+    host.known_hosts.write_text(f"@cert-authority * {authority}\n@revoked * {own}\n")
+    assert (await problem_of_dialling(destination(host))).code == "ssh_host_key_revoked"
+
+
+async def test_a_hashed_key_that_changed_is_still_a_change(openssh):
+    keygen("-H", "-f", openssh.known_hosts)
+    assert "127.0.0.1" not in openssh.known_hosts.read_text()
+    openssh.new_host_key()
+    await openssh.restart()
+    assert (await problem_of_dialling(destination(openssh))).code == "ssh_host_key_changed"
