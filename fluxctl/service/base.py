@@ -17,7 +17,7 @@ from fluxd import address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
 # A daemon drains for 20 s at most; systemd's own limit is TimeoutStopSec=30.
@@ -75,16 +75,27 @@ def stop_detached(pid: int) -> str:
     Raises:
         Problem: service_failed, it does not go.
     """
+    gone = _watch(pid)
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + STOPS_WITHIN_S
-    while _is_alive(pid):
+    while not gone():
         if time.monotonic() > until:
             raise Problem("service_failed", f"fluxd (pid {pid}) does not stop.")
         time.sleep(_ASK_AGAIN_AFTER_S)
     return f"Stopped the fluxd that a command had started (pid {pid})."
 
 
-def _is_alive(pid: int) -> bool:
+def _watch(pid: int) -> Callable[[], bool]:
+    """Whether *pid* has ended. On Linux by a pidfd, which also sees one whose parent has not looked yet."""
+    if not hasattr(os, "pidfd_open"):
+        return lambda: not _is_there(pid)
+    import select  # noqa: PLC0415 - Linux only
+
+    watched = os.pidfd_open(pid)
+    return lambda: bool(select.select([watched], [], [], 0)[0])
+
+
+def _is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

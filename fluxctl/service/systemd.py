@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SERVICE, SOCKET = "fluxd.service", "fluxd.socket"
+KEPT = "ports were kept, declared and v1 tunnels come back, temporary roles have ended."
 _ANSWERS_WITHIN_S = 5.0
 _STATES = {"active": "running", "activating": "running", "reloading": "running", "failed": "failed"}
 
@@ -50,7 +51,7 @@ class Systemd(Manager):
         _systemctl("start", SOCKET)
         if changed and self._pid():
             _systemctl("restart", SERVICE)
-            yield "Restarted fluxd; its ports were kept."
+            yield f"Restarted fluxd; {KEPT}"
         yield "fluxd starts with the first command, and at every login."
 
     def _make_way(self) -> Iterator[str]:
@@ -73,7 +74,7 @@ class Systemd(Manager):
 
     def restart(self) -> Iterator[str]:
         _systemctl("restart", SERVICE)
-        yield f"Restarted fluxd (pid {self._pid()}); its ports were kept."
+        yield f"Restarted fluxd (pid {self._pid()}); {KEPT}"
 
     def status(self) -> dict[str, Any]:
         service, socket = _show(SERVICE), _show(SOCKET)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def is_up(login: UserManager) -> bool:
 
 
 @contextlib.contextmanager
-def intruding() -> Iterator[list[str]]:
+def intruding(port: int) -> Iterator[list[str]]:
     """Somebody who tries all the time to take the port, and to connect to it; tells what should not have worked."""
     found: list[str] = []
     tried, over = threading.Event(), threading.Event()
@@ -73,10 +74,10 @@ def intruding() -> Iterator[list[str]]:
     def try_it() -> None:
         while not over.is_set():
             with socket.socket() as thief, contextlib.suppress(OSError):
-                thief.bind(("127.0.0.1", PORT))
+                thief.bind(("127.0.0.1", port))
                 found.append("the port was free")
             with socket.socket() as client:
-                if error := client.connect_ex(("127.0.0.1", PORT)):
+                if error := client.connect_ex(("127.0.0.1", port)):
                     found.append(os.strerror(error))
             tried.set()
             over.wait(0.005)
@@ -105,7 +106,7 @@ def test_a_declared_tunnel_is_there_after_login_and_its_clients_wait_out_a_resta
     password = login.run("flux", "db", "password", "yeastcoast", "--hash", "ffca33f", env=env).stdout.strip()
     psql = ["psql", "-h", "127.0.0.1", "-p", str(PORT), "-U", "postgres", "-Atc", "SELECT 40 + 2"]
     before = login.show("fluxd.service", "MainPID")
-    with intruding() as intrusions:
+    with intruding(PORT) as intrusions:
         restart = threading.Thread(target=login.run, args=("fluxctl", "service", "restart"))
         restart.start()
         wait_until(lambda: login.show("fluxd.service", "MainPID") != before, "the old daemon's end")
@@ -117,3 +118,25 @@ def test_a_declared_tunnel_is_there_after_login_and_its_clients_wait_out_a_resta
     login.run("fluxctl", "service", "uninstall")
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", PORT)) != 0
+
+
+def test_after_a_crash_the_tunnel_is_back_and_the_password_that_a_gui_holds_still_works(
+    lab: Lab, user_manager: UserManager
+) -> None:
+    login, env = user_manager, user_manager.shell_of(lab.env)
+    login.run("fluxctl", "service", "install")
+    opened = json.loads(
+        login.run("fluxctl", "tunnel", "open", "foundry", "--hash", "5774112", "--json", env=env).stdout
+    )
+    port, credential = opened["tunnel"]["port"], opened["credential"]
+    psql = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", credential["username"], "-d", "postgres"]
+    login.await_property("fluxd.service", "NFileDescriptorStore", "2")
+    with intruding(port) as intrusions:
+        os.kill(login.outside(int(login.show("fluxd.service", "MainPID"))), signal.SIGKILL)
+        login.await_property("fluxd.service", "NRestarts", "1")
+        password = {"PGPASSWORD": credential["password"], "PGCONNECT_TIMEOUT": "60"}
+        asked = login.run(*psql, "-Atc", "SELECT current_user", env=password)
+    assert asked.stdout.strip() == credential["username"]
+    assert intrusions == []
+    login.run("fluxctl", "tunnel", "close", "foundry", env=env)
+    login.await_property("fluxd.service", "NFileDescriptorStore", "0")

@@ -1,0 +1,44 @@
+"""`fluxctl service` where no service manager is: it says so, and does what can be done."""
+
+import json
+
+import pytest
+
+from tests.furniture.daemon import Daemon
+
+pytestmark = pytest.mark.journey
+
+
+def test_status_says_that_there_is_none_and_who_runs(daemon: Daemon) -> None:
+    found = daemon.flux_json("service", "status")
+    assert daemon.process is not None
+    assert (found["manager"], found["installed"], found["state"]) == ("none", False, "running")
+    assert found["pid"] == daemon.process.pid
+    assert "this login has no service manager" in daemon.flux("service", "status").stdout
+
+
+def test_install_says_that_nothing_is_needed(daemon: Daemon) -> None:
+    done = daemon.flux("service", "install")
+    assert done.returncode == 12
+    assert "no service manager" in done.stderr
+    assert "Nothing is needed" in done.stderr
+
+
+def test_status_starts_no_daemon_and_tells_by_its_exit_code(daemon: Daemon) -> None:
+    daemon.stop()
+    done = daemon.flux("service", "status")
+    assert (done.returncode, "State: not running" in done.stdout) == (5, True)
+    assert not daemon.answers()
+
+
+def test_restart_ends_one_daemon_and_starts_another(daemon: Daemon) -> None:
+    assert daemon.process is not None
+    first = daemon.process.pid
+    said = daemon.flux("service", "restart")
+    assert said.returncode == 0, said.stderr
+    second = json.loads(daemon.flux("status", "--json").stdout)["pid"]
+    assert second != first
+    assert "fluxd" in daemon.flux("service", "logs").stdout
+    assert f"(pid {second})" in daemon.flux("service", "uninstall", "--purge").stdout
+    assert not daemon.answers()
+    assert not (daemon.home / "state").exists()
