@@ -63,6 +63,10 @@ class Call:
     def backups(self) -> Backups:
         return self.plane.backups
 
+    @property
+    def contract_only(self) -> bool:
+        return self.plane.settings.contract_only
+
     async def project(self) -> Project:
         """
         The project the path names.

@@ -7,9 +7,13 @@ It asks again what `pool prepare` and `migrate` did, because new databases come 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from typing import Final, Literal
 
 from fluxplane import catalogue, grants, pool, roles
+from fluxplane.backups import programs
+from fluxplane.backups import store as backup_store
 from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
 from fluxplane.roles import PoolFailed, Roles
 from fluxplane.settings import OperatorError, Settings
@@ -34,6 +38,7 @@ async def examine(settings: Settings) -> list[Check]:
                 Check("catalogue", "ok", f"reached, catalogue {store.id}"),
                 *await _catalogue(store),
                 *await _pool(settings, store),
+                *await _backups(settings, store),
             ]
     except (OperatorError, *DatabaseFailure) as failure:
         return [Check("catalogue", "fail", str(failure) or describe(failure))]
@@ -101,3 +106,61 @@ async def _drift(settings: Settings, store: Catalogue) -> list[Check]:
         what = "a run would change: " + "; ".join(pending[:SHOWN]) + rest
         return [Check("pool prepared", "warn", what, "Run `fluxplane pool prepare`.")]
     return [Check("pool prepared", "ok", "nothing to change")]
+
+
+# ----------------------------------------------------------------------- backups
+
+
+async def _backups(settings: Settings, store: Catalogue) -> list[Check]:
+    return [await _programs(), await _backup_login(settings), _directory(settings), await _freshness(settings, store)]
+
+
+async def _programs() -> Check:
+    found = sorted((one.major for one in await programs.installations()), reverse=True)
+    if not found:
+        return Check("backup programs", "warn", "there is no PostgreSQL here to dump and verify with", _INSTALL)
+    return Check("backup programs", "ok", f"PostgreSQL {', '.join(map(str, found))}")
+
+
+_INSTALL: Final = "Install the servers' major version with its contrib package."
+
+
+async def _backup_login(settings: Settings) -> Check:
+    if settings.pool_backup_url is None:
+        verdict: Verdict = "skip" if settings.pool_url is None else "warn"
+        return Check("backup login", verdict, "FLUXPLANE_POOL_BACKUP_URL is not set: v2 projects have no backups")
+    try:
+        async with catalogue.connection(settings.pool_backup_url, "The pool, by its login for backups,") as link:
+            whole = await link.fetchval(
+                "SELECT rolbypassrls AND pg_has_role(oid, 'pg_read_all_data', 'USAGE') AND NOT rolsuper"
+                " FROM pg_roles WHERE rolname = current_user"
+            )
+    except OperatorError as failure:
+        return Check("backup login", "fail", str(failure), "Run `fluxplane pool prepare`.")
+    if not whole:
+        return Check("backup login", "fail", "it reads too little or may do too much", "Run `fluxplane pool prepare`.")
+    return Check("backup login", "ok", "reads whole tenants, and no more")
+
+
+def _directory(settings: Settings) -> Check:
+    place = settings.backups.directory
+    there = next(one for one in (place, *place.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as failure:
+        why = f"{place} cannot be written: {failure.strerror}"
+        return Check("backup directory", "fail", why, "See FLUX_BACKUPS_LOCAL_DIR.")
+    free = shutil.disk_usage(there).free
+    return Check("backup directory", "ok", f"{place}, {free / 1e9:.1f} GB free")
+
+
+async def _freshness(settings: Settings, store: Catalogue) -> Check:
+    """Warns of active projects without a recent verified backup."""
+    stale = await backup_store.without_fresh(store, settings.backups.interval_days)
+    if stale:
+        some = ", ".join(stale[:SHOWN]) + (f" and {len(stale) - SHOWN} more" if len(stale) > SHOWN else "")
+        days = settings.backups.interval_days
+        hint = "FLUXPLANE_BACKUP_SCHEDULE=1 makes one an hour."
+        return Check("backups", "warn", f"no verified backup of the last {days} days: {some}", hint)
+    return Check("backups", "ok", "every active project has a recent verified one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from fluxctl import environment, hold, opening, options, output, pgrun, pgtools, screen
+from fluxctl import environment, hold, opening, options, output, pgrun, pgtools, project, screen
 from fluxctl.client import Client
 from fluxctl.exchange import Garbled
 from fluxctl.options import Command, Option
@@ -44,7 +44,8 @@ def dump(arguments: Arguments) -> int:
         opening.refuse_for_dedicated(arguments)
     _refuse_half(plan, arguments)
     hold.stop_on_signals()
-    path = arguments.output or plan["projectName"] + SUFFIXES[form]
+    # A slug: what a control plane calls a project must not choose a place on this disk.
+    path = arguments.output or project.slugified(plan["projectName"]) + SUFFIXES[form]
     body: Any = {
         **opening.open_body(arguments, chosen, hold=True, credential="new"),
         "reason": arguments.reason or REASON,

@@ -10,6 +10,7 @@ records it). pg_restore then runs in one transaction: the database is the archiv
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 REASON = "flux db restore"
 _UNFINISHED = "flux_restoring_"
-_LONGEST_NAME = 63
+_LONGEST_NAME = 63 - len(_UNFINISHED)
+_PLAIN_NAME = rf"[A-Za-z_][A-Za-z0-9_-]{{0,{_LONGEST_NAME - 1}}}"
 _LIST_WITHIN_S = 300
 
 
@@ -95,8 +97,9 @@ def _refuse_other_name(chosen: Project, name: str) -> None:
 
 def _scratch_name(arguments: Arguments) -> str | None:
     name: str | None = arguments.into
-    if name is not None and not 0 < len((_UNFINISHED + name).encode()) <= _LONGEST_NAME:
-        raise usage(f"--into takes a database name of at most {_LONGEST_NAME - len(_UNFINISHED)} bytes.")
+    # Plain names only: libpq reads one with `=` or `://` in it as a whole connection string.
+    if name is not None and not re.fullmatch(_PLAIN_NAME, name):
+        raise usage(f"--into takes a plain name of at most {_LONGEST_NAME} letters, digits, `_` and `-`, not {name!r}.")
     if name in {"postgres", "template0", "template1"}:
         raise Problem("database_exists")
     return name

@@ -59,7 +59,7 @@ async def dump(source: Source, target: Path, *, progress: Progress, within_s: fl
     with _no_leftover(partial):
         async with manifest.connected(source.login) as connection, manifest.snapshot(connection) as snapshot:
             major = connection.get_server_version().major
-            tools = programs.fitting(major, programs.installations())
+            tools = programs.fitting(major, await programs.installations())
             counted = await _both(
                 manifest.take(connection, source.schema),
                 _pg_dump(tools, source, snapshot, partial, progress, within_s),

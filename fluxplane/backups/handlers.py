@@ -46,6 +46,8 @@ class Call(Protocol):
     def store(self) -> Catalogue: ...
     @property
     def backups(self) -> Backups: ...
+    @property
+    def contract_only(self) -> bool: ...
     async def project(self) -> Project: ...
 
 
@@ -122,7 +124,7 @@ def _verified(backup_id: uuid.UUID, status: str) -> wire.BackupVerified:
 
 def _waits(call: Call) -> bool:
     """`?wait=0` (extension): answer at once, the job goes on."""
-    return call.request.query.get("wait", "1") != "0"
+    return call.contract_only or call.request.query.get("wait", "1") != "0"
 
 
 async def _done(job: Job) -> None:

@@ -326,7 +326,7 @@ class Backups:
     async def sweep(self) -> None:
         """Crashes and retention, in all projects."""
         await self._bury()
-        throwaway.sweep(self.files.work)
+        await asyncio.to_thread(throwaway.sweep, self.files.work)
         now = await self.now()
         for project in await registry.projects(self._store):
             rows = await self._rows(project)

@@ -27,7 +27,7 @@ async def plain_sql(source: Source, *options: str) -> AsyncGenerator[bytes, None
         BackupFailed: at once, or after chunks that are then worth nothing.
     """
     async with manifest.connected(source.login) as connection:
-        tools = programs.fitting(connection.get_server_version().major, programs.installations())
+        tools = programs.fitting(connection.get_server_version().major, await programs.installations())
     command = [
         tools.program("pg_dump"),
         *source.login.arguments(),

@@ -226,8 +226,12 @@ async def _each_line(stream: asyncio.StreamReader | None, line: Callable[[str], 
 # ----------------------------------------------------------------------- choosing
 
 
-def installations() -> list[binaries.Installation]:
+async def installations() -> list[binaries.Installation]:
     """Every PostgreSQL of this machine, each major version once: PATH's, then the system's, then the embedded one."""
+    return await asyncio.to_thread(_installations)
+
+
+def _installations() -> list[binaries.Installation]:
     found: dict[int, binaries.Installation] = {}
     for one in (*_on_path(), *binaries.system(), *filter(None, map(binaries.embedded, binaries.EMBEDDED))):
         found.setdefault(one.major, one)

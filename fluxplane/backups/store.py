@@ -113,6 +113,17 @@ async def get(store: Catalogue, project_id: uuid.UUID, backup_id: uuid.UUID) -> 
     return None if row is None else Backup(**dict(row.items()))
 
 
+async def without_fresh(store: Catalogue, days: int) -> list[str]:
+    """Slug and hash of each active project without a verified backup of the last *days*."""
+    rows = await store.db.fetch(
+        "SELECT p.slug || ' ' || p.hash AS name FROM projects p WHERE p.lifecycle = 'active' AND NOT EXISTS ("
+        " SELECT FROM backups b WHERE b.project_id = p.id AND b.restore = 'restore_verified'"
+        " AND b.restore_at > clock_timestamp() - make_interval(days => $1)) ORDER BY 1",
+        days,
+    )
+    return [str(row["name"]) for row in rows]
+
+
 async def begin(store: Catalogue, project: Project) -> uuid.UUID:
     kind = "project_db" if project.mode == V1 else "tenant_export"
     made = await store.db.fetchval(

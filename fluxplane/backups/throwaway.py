@@ -93,13 +93,13 @@ async def throwaway(
         Unable: it cannot be made or started, with the end of what it said.
     """
     bounds = limits or Limits()
-    with _home(work) as home:
+    async with _home(work) as home:
         who = binaries.runner()
         who.take(home)
         usable = await _reachable(installation, who, work)
         password = Secret(secrets.token_urlsafe(24))
         await _initdb(usable, home, who, password)
-        uid = _own(home) if who.changed else None
+        uid = await asyncio.to_thread(_own, home) if who.changed else None
         async with _running(usable, home, uid, bounds):
             yield Throwaway(home, password, superuser=uid is not None)
 
@@ -116,8 +116,8 @@ def _abandoned(home: Path) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _home(work: Path) -> Iterator[Path]:
+@contextlib.asynccontextmanager
+async def _home(work: Path) -> AsyncIterator[Path]:
     home = work / (PREFIX + secrets.token_hex(4))
     if len(os.fsencode(home)) > LONGEST_PATH:
         raise Unable(f"{work} is too long a path for a Unix socket: choose a shorter directory for the backups.")
@@ -127,7 +127,8 @@ def _home(work: Path) -> Iterator[Path]:
             try:
                 yield home
             finally:
-                shutil.rmtree(home, ignore_errors=True)
+                # What was restored may be large: not in the event loop, and to its end.
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, home, ignore_errors=True))
     except OSError as failure:
         raise Unable(f"{home} cannot be used: {failure.strerror}") from failure
 

@@ -55,7 +55,7 @@ async def verify(
         Unable: a verification cannot be run here; nothing is known about the backup.
     """
     bounds = limits or Limits()
-    tools = programs.fitting(archive.manifest.major, programs.installations())
+    tools = programs.fitting(archive.manifest.major, await programs.installations())
     try:
         async with asyncio.timeout(within_s):
             phase("starting")

@@ -17,7 +17,7 @@ import aiohttp
 import psycopg
 import pytest
 
-from fluxplane import catalogue, registry
+from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
@@ -575,6 +575,30 @@ async def test_downloads_resume(settings):
             assert await response.read() == whole[len(whole) // 2 :]
         async with plane.http.get(path, headers=headers | {"Range": f"bytes={len(whole)}-"}) as response:
             assert response.status == 416
+
+
+async def test_the_doctor_says_what_backups_lack(settings, pool18):
+    settings, token = settings
+
+    async def verdicts(**changes):
+        found = await doctor.examine(dataclasses.replace(settings, **changes))
+        return {one.name: (one.verdict, one.message) for one in found}
+
+    told = await verdicts()
+    assert told["backup programs"] == ("ok", "PostgreSQL 18, 16, 15")
+    assert told["backup login"][0] == "ok"
+    assert told["backup directory"][0] == "ok"
+    assert told["backups"][0] == "warn"
+    assert f"yeastcoast {V1}" in told["backups"][1]
+    async with serving(settings, token) as plane:
+        for hash_ in (V1, V2, "0a1b2c3"):
+            await plane.post(f"{base(hash_)}/{(await made(plane, hash_))['id']}/verify")
+    assert (await verdicts())["backups"][0] == "ok"
+    assert (await verdicts(pool_backup_url=None))["backup login"][0] == "warn"
+    assert (await verdicts(pool_backup_url=settings.pool_url))["backup login"][0] == "fail"
+    assert (await verdicts(pool_backup_url=pool18.url()))["backup login"][0] == "fail"
+    nowhere = dataclasses.replace(settings.backups, directory=Path("/proc/no/such"))
+    assert (await verdicts(backups=nowhere))["backup directory"][0] == "fail"
 
 
 async def test_a_contract_only_plane_has_no_extensions(settings):

@@ -243,7 +243,7 @@ async def test_no_password_stands_on_a_command_line_or_in_an_environment(pg18, p
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a user of its own needs root")
 async def test_the_throwaway_server_is_alone(place):
-    tools = programs.fitting(18, programs.installations())
+    tools = programs.fitting(18, await programs.installations())
     async with throwaway.throwaway(tools, place / "w") as server:
         assert server.superuser
         owner = server.home.stat().st_uid
@@ -269,7 +269,7 @@ from pathlib import Path
 from fluxplane.backups import programs, throwaway
 
 async def main():
-    tools = programs.fitting(18, programs.installations())
+    tools = programs.fitting(18, await programs.installations())
     async with throwaway.throwaway(tools, Path(sys.argv[1])) as server:
         print(server.home, flush=True)
         await asyncio.sleep(600)
@@ -296,5 +296,6 @@ async def test_a_killed_plane_leaves_no_server_and_the_next_one_sweeps(place):
 
 
 async def test_a_program_that_is_too_old_names_both_versions():
+    known = await programs.installations()
     with pytest.raises(BackupFailed, match=r"PostgreSQL 99.*newest is 18"):
-        programs.fitting(99, programs.installations())
+        programs.fitting(99, known)
