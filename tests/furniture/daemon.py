@@ -21,9 +21,10 @@ import pytest
 
 from tests.furniture.processes import clean_environment, command, end, wait_until
 
-# Each daemon of a session looks for ports in a range of its own.
+# Each daemon of a session looks for ports in a range of its own, below those that the kernel hands out to anybody.
+EPHEMERAL = 32768
 PORTS_EACH = 200
-_ranges = itertools.count(20000, PORTS_EACH)
+_ranges = itertools.cycle(range(20000, EPHEMERAL - PORTS_EACH, PORTS_EACH))
 
 
 class Daemon:

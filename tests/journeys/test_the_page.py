@@ -214,9 +214,10 @@ def test_list_and_activity(daemon: Daemon, lab: Lab):
         assert [one["slug"] for one in listed] == ["foundry", "neighbour", "yeastcoast"]
     said(daemon.flux("db", "shell", *FOUNDRY, "-c", "SELECT 1", env=lab.env))
     for words in (("activity",), ("project", "activity")):
-        found = daemon.flux_json(*words, *FOUNDRY, "--limit", "1", env=lab.env)
+        found = daemon.flux_json(*words, *FOUNDRY, "--limit", "5", env=lab.env)
         assert (found["projectSlug"], found["hash"]) == ("foundry", "5774112")
-        assert [event["kind"] for event in found["events"]] == ["db.temp_credential_issued"]
+        assert len(found["events"]) <= 5
+        assert "db.temp_credential_issued" in {event["kind"] for event in found["events"]}
     trail = daemon.flux_json("audit", *FOUNDRY, env=lab.env)["events"]
     assert {"grant_minted", "grant_revoked"} <= {event["event"] for event in trail}
     assert daemon.flux_json("audit", *FOUNDRY, "--since", "2999-01-01", env=lab.env)["events"] == []
