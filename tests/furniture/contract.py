@@ -195,6 +195,8 @@ class ContractPlane:
             sql.Identifier(role.username), sql.Literal(role.password)
         )
         await self._execute(statement)
+        # The pool may have been prepared meanwhile: then CONNECT is nobody's unless it is granted.
+        await self._execute(sql.SQL("GRANT CONNECT ON DATABASE postgres TO {}").format(sql.Identifier(role.username)))
         self.made.append(role.username)
         return role
 
@@ -223,6 +225,7 @@ class ContractPlane:
                 sql.Literal(role.username)
             )
         )
+        await self._execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role.username)))
         await self._execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role.username)))
 
     async def renew(self, request: web.Request) -> web.Response:
