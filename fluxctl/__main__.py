@@ -49,6 +49,9 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "logs": ("service", "what fluxd says"),
         "restart": ("service", "after an upgrade; ports are kept, clients wait"),
     },
+    "host": {
+        "trust": ("host", "an SSH host's key into known_hosts, after you compared its fingerprint"),
+    },
     "config": {
         "show": ("config", "the daemon's settings, and where each comes from"),
         "check": ("config", "is config.toml right"),
@@ -71,7 +74,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "completion": ("completion", "a script that completes words, for bash, zsh or fish"),
     "logout": ("account", "end this login's temporary roles and forget its token"),
 }
-_OURS_ALONE = frozenset({"config", "tunnel", "service"})
+_OURS_ALONE = frozenset({"config", "host", "tunnel", "service"})
 _HELP = frozenset({"-h", "--help", "help"})
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Doctor,
         Event,
         GrantMinted,
+        HostKey,
         LoginAnswer,
         MintGrant,
         OpenTunnel,
@@ -172,6 +173,11 @@ class Client:
 
     def doctor(self, project_hash: str | None = None) -> Doctor:
         found: Doctor = self._get("/v1/doctor" + _query(project=project_hash))
+        return found
+
+    def host_key(self) -> HostKey:
+        """Which key on the way to the shell's SSH host is not known yet."""
+        found: HostKey = self._get("/v1/hosts/key")
         return found
 
     def login(self, token: str) -> LoginAnswer:

@@ -227,7 +227,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
     ),
     "ssh_host_key_unknown": (
         "The SSH host is not known yet.",
-        "Compare the fingerprint with your operator's, then add the key to ~/.ssh/known_hosts (`ssh-keyscan`).",
+        "Compare the fingerprint with your operator's, then add the key to known_hosts: `fluxctl host trust HOST`.",
         7,
     ),
     "ssh_host_key_changed": (

@@ -19,7 +19,7 @@ from fluxd.clock import Clock
 from fluxd.core import errors
 from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.plane import ControlPlane, Tokens
-from fluxd.tunnels.doctor import examine_way, failed
+from fluxd.tunnels.doctor import examine_way, failed, host_key
 
 # A tunnel opens few files, each client two; below this many left, the next client may be refused.
 FEW_FILES: Final = 32
@@ -65,6 +65,10 @@ class Doctor:
             return [failed("project", error)]
         known = _ok("project", f"{plan.project_name} ({project}) can be opened.")
         return [known, *await examine_way(plan, ssh, self._clock, connect_s=self._ssh_connect_s)]
+
+    async def host_key(self, ssh: wire.SSH) -> wire.HostKey:
+        """Which key on the way to the SSH host that *ssh* names is not known yet; raises why that cannot be told."""
+        return await host_key(ssh, connect_s=self._ssh_connect_s)
 
     def health(self) -> wire.Health:
         """Whether a tunnel could be opened now, asked without leaving this machine."""

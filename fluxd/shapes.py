@@ -335,6 +335,23 @@ class Doctor(TypedDict):
     checks: list[Check]
 
 
+class UnknownKey(TypedDict):
+    """A key that known_hosts does not have, shown by `host`: the one asked about, or a jump host before it."""
+
+    host: str
+    algorithm: str
+    fingerprint: str
+    line: str
+    file: str
+
+
+class HostKey(TypedDict):
+    """`GET /v1/hosts/key`: null where every host on the way is known."""
+
+    host: str
+    unknown: UnknownKey | None
+
+
 class SSHTarget(TypedDict):
     sshHost: str
     sshUser: str

@@ -421,3 +421,25 @@ class Check(Answer, frozen=True):
 
 class Doctor(Answer, frozen=True):
     checks: list[Check]
+
+
+class UnknownKey(Answer, frozen=True):
+    """
+    A key that known_hosts does not have, shown by `host`: the one asked about, or a jump host before it.
+
+    `line` is what to append to `file` once a person has compared the fingerprint (``SHA256:…``).
+    """
+
+    host: str
+    algorithm: str
+    fingerprint: str
+    line: str
+    file: str
+
+
+class HostKey(Answer, frozen=True):
+    """`GET /v1/hosts/key`: null where every host on the way is known."""
+
+    # "user@host:port", as it was asked about.
+    host: str
+    unknown: UnknownKey | None

@@ -73,6 +73,7 @@ class Physician(Protocol):
     """Asks each organ how it is."""
 
     async def examine(self, plane: wire.Plane, ssh: wire.SSH, project: str | None) -> Collection[wire.Check]: ...
+    async def host_key(self, ssh: wire.SSH) -> wire.HostKey: ...
     def health(self) -> wire.Health: ...
 
 
@@ -320,6 +321,9 @@ class Api(BackupsApi):
         project = callers.project_hash(named) if named else None
         checks = await self._doctor.examine(callers.plane(request), callers.ssh(request), project)
         return answer(wire.Doctor(checks=list(checks)))
+
+    async def host_key(self, request: web.Request) -> web.Response:
+        return answer(await self._doctor.host_key(callers.ssh(request)))
 
     async def health(self, _request: web.Request) -> web.Response:
         return answer(self._doctor.health())

@@ -10,6 +10,7 @@ One class per fact a user can meet. `docs/troubleshooting.md` and the client's o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 USAGE: Final = 2
@@ -401,10 +402,23 @@ class SSHHandshakeFailed(FluxError):
     hint = "Try again; if it lasts, sshd may be overloaded (MaxStartups) or something else listens on that port."
 
 
+@dataclass(frozen=True, slots=True)
+class ShownKey:
+    """A host's key that known_hosts does not have: `line` is what to append to `file` once it is trusted."""
+
+    host: str
+    algorithm: str
+    fingerprint: str
+    line: str
+    file: str
+
+
 class SSHHostKeyUnknown(FluxError):
     code, status, exit_code = "ssh_host_key_unknown", 502, SSH
     summary = "The SSH host is not known yet."
-    hint = "Compare the fingerprint with your operator's, then add the key to ~/.ssh/known_hosts (`ssh-keyscan`)."
+    hint = "Compare the fingerprint with your operator's, then add the key to known_hosts: `fluxctl host trust HOST`."
+    # None where it shows a certificate that nobody known has signed.
+    shown: ShownKey | None = None
 
 
 class SSHHostKeyChanged(FluxError):

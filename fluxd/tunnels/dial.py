@@ -21,10 +21,12 @@ from asyncssh.config import ConfigParseError
 
 from fluxd.core.errors import (
     FluxError,
+    ShownKey,
     SSHAuthFailed,
     SSHBusy,
     SSHConfigInvalid,
     SSHHandshakeFailed,
+    SSHHostKeyUnknown,
     SSHHostUnresolved,
     SSHKeyUnusable,
     SSHRefused,
@@ -87,6 +89,41 @@ async def dial(
     return await _dial(destination, how, _Offer(agent, pinned, client), None, DEEPEST_JUMP)
 
 
+async def stranger_before(destination: Destination, how: Dialling, *, agent: str | None) -> ShownKey | None:
+    """
+    The first host on the way to *destination* that known_hosts does not know; None if it knows them all.
+
+    A plan's pinned keys do not count, and whether *destination* lets anybody in is not asked.
+
+    Raises:
+        FluxError: nothing can be said: a host does not answer, has another key than it had, …
+    """
+    visitor = _Visitor()
+    try:
+        await _left(await _dial(destination, how, _Offer(agent, client=lambda: visitor), None, DEEPEST_JUMP))
+    except SSHHostKeyUnknown as problem:
+        if problem.shown is None:
+            raise
+        return problem.shown
+    except FluxError:
+        if not visitor.knows_the_host:
+            raise
+    return None
+
+
+class _Visitor(asyncssh.SSHClient):
+    """Remembers whether the host's key was accepted, whatever came after."""
+
+    _connection: asyncssh.SSHClientConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self._connection = conn
+
+    @property
+    def knows_the_host(self) -> bool:
+        return self._connection is not None and self._connection.get_server_host_key() is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _Offer:
     """What a dial brings along; a jump host gets the agent alone."""
@@ -119,7 +156,7 @@ async def _dial(
                 await _left(through)
                 raise
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _host_key_problem(keys, host, error) from error
+        raise _host_key_problem(keys, destination, error) from error
     except asyncssh.KeyExchangeFailed as error:
         raise _no_agreement(keys, host, error) from error
     except asyncssh.PermissionDenied as error:
@@ -160,7 +197,12 @@ async def _jumped(
     for hop in await asyncio.to_thread(_hops, options, destination, how):
         if not depth:
             raise SSHConfigInvalid("ProxyJump leads from one jump host to the next without an end.")
-        through = await _dial(hop, how, _Offer(offer.agent), through, depth - 1)
+        try:
+            through = await _dial(hop, how, _Offer(offer.agent), through, depth - 1)
+        except SSHHostKeyUnknown as problem:
+            if problem.shown:
+                problem.hint = _way_to_trust(destination)
+            raise
     return through
 
 
@@ -182,6 +224,11 @@ def _hop(words: str, how: Dialling) -> Destination:
     return Destination(Target(check_host(host), check_user(user or own.username), check_port(port or own.port)))
 
 
+def _alias(config: Any) -> str | None:
+    found: str | None = config.get("HostKeyAlias")
+    return found
+
+
 def _prepare(
     destination: Destination, how: Dialling, offer: _Offer
 ) -> tuple[HostKeys, asyncssh.SSHClientConnectionOptions]:
@@ -194,7 +241,7 @@ def _prepare(
         asked |= _identity(destination.identity_file)
     plain = functools.partial(asyncssh.SSHClientConnectionOptions, host=target.host, port=target.port, **asked)
     config = plain().config
-    keys = HostKeys(_known_hosts_files(destination, config), offer.pinned)
+    keys = HostKeys(_known_hosts_files(destination, config), offer.pinned, _alias(config))
     options = plain(
         client_factory=lambda: _watched(offer.client(), keys),
         known_hosts=keys.match,
@@ -239,8 +286,21 @@ def _watched(client: asyncssh.SSHClient, keys: HostKeys) -> asyncssh.SSHClient:
     return client
 
 
-def _host_key_problem(keys: HostKeys | None, host: str, error: asyncssh.HostKeyNotVerifiable) -> FluxError:
-    return keys.verdict(host, error.reason) if keys else SSHHandshakeFailed(detail=error.reason)
+def _host_key_problem(
+    keys: HostKeys | None, destination: Destination, error: asyncssh.HostKeyNotVerifiable
+) -> FluxError:
+    host = destination.target.host
+    problem = keys.verdict(host, error.reason) if keys else SSHHandshakeFailed(detail=error.reason)
+    if isinstance(problem, SSHHostKeyUnknown) and problem.shown:
+        problem.hint = _way_to_trust(destination)
+    return problem
+
+
+def _way_to_trust(destination: Destination) -> str:
+    return (
+        "Compare the fingerprint with your operator's. If it is the same, add the key to known_hosts: "
+        f"`fluxctl host trust {destination}`."
+    )
 
 
 def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeFailed) -> FluxError:

@@ -13,11 +13,11 @@ from typing import NoReturn
 
 from fluxd import wire
 from fluxd.clock import Clock
-from fluxd.core.errors import FluxError, NotAuthenticated
+from fluxd.core.errors import FluxError, NotAuthenticated, ShownKey
 from fluxd.core.target import Words, choose_target
 from fluxplane.wire import AccessPlan
 
-from .dial import Destination, Dialling
+from .dial import Destination, Dialling, stranger_before
 from .probe import prove_postgres
 from .ssh import Host
 from .whereabouts import Whereabouts
@@ -48,6 +48,25 @@ async def examine_way(plan: AccessPlan, ssh: wire.SSH, clock: Clock, *, connect_
             return "Postgres answers and takes connections."
 
         return await in_turn(dict(zip(STEPS, (reach, locate, answer), strict=True)))
+
+
+async def host_key(ssh: wire.SSH, *, connect_s: float) -> wire.HostKey:
+    """
+    Which key on the way to the host that *ssh* names is not in known_hosts.
+
+    Raises:
+        FluxError: it names none, or nothing can be said of it.
+    """
+    target = choose_target(Words(ssh.host, ssh.user, ssh.port), plan=Words(), docker_host=ssh.docker_host)
+    destination = Destination(target, ssh.identity_file, ssh.known_hosts)
+    met = await stranger_before(destination, Dialling(connect_s=connect_s), agent=ssh.agent)
+    return wire.HostKey(host=str(destination), unknown=_shown_key(met) if met else None)
+
+
+def _shown_key(met: ShownKey) -> wire.UnknownKey:
+    return wire.UnknownKey(
+        host=met.host, algorithm=met.algorithm, fingerprint=met.fingerprint, line=met.line, file=met.file
+    )
 
 
 async def in_turn(steps: dict[str, Step]) -> list[wire.Check]:

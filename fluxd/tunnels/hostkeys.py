@@ -15,17 +15,25 @@ from typing import Any, Final
 
 import asyncssh
 
-from fluxd.core.errors import FluxError, SSHHostKeyChanged, SSHHostKeyRevoked, SSHHostKeyUnknown
+from fluxd.core.errors import FluxError, ShownKey, SSHHostKeyChanged, SSHHostKeyRevoked, SSHHostKeyUnknown
+from fluxd.core.target import DEFAULT_PORT
 
 USER_FILES: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 GLOBAL_FILES: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 
 
 class HostKeys:
-    """What is known about hosts, for one dial, and what that dial met."""
+    """
+    What is known about hosts, for one dial, and what that dial met.
 
-    def __init__(self, files: Iterable[str | Path], pinned: Sequence[str] = ()) -> None:
+    *files* begin with the one that is the user's to add to; *alias* is ssh_config's HostKeyAlias, looked up as it is.
+    """
+
+    def __init__(self, files: Sequence[str | Path], pinned: Sequence[str] = (), alias: str | None = None) -> None:
         self._known = _read(files)
+        self._file = Path(files[0]).expanduser()
+        self._alias = alias
+        self._known_as = ""
         self._pinned = [key for line in pinned if (key := _public_key(line)) is not None]
         self._trusted: Sequence[asyncssh.SSHKey] = ()
         self._revoked: Sequence[asyncssh.SSHKey] = ()
@@ -42,6 +50,7 @@ class HostKeys:
         if not any(found[kind] for kind in (0, 1, 3, 5)):
             found[0] = self._pinned
         self._trusted, self._authorities, self._revoked = found[:3]
+        self._known_as = host if port in (None, DEFAULT_PORT) or host == self._alias else f"[{host}]:{port}"
         return found
 
     def meet(self, key: asyncssh.SSHKey) -> bool:
@@ -60,13 +69,23 @@ class HostKeys:
                 hint=f"Ask your operator whether it was changed. Only then forget the old one: `ssh-keygen -R {host}`.",
             )
         if self.shown is None:
-            return SSHHostKeyUnknown(f"The certificate of {host} is not trusted.", detail=reason)
-        return SSHHostKeyUnknown(
+            return SSHHostKeyUnknown(
+                f"The certificate of {host} is not trusted.",
+                detail=reason,
+                hint="Ask your operator for the @cert-authority line that belongs in your known_hosts.",
+            )
+        unknown = SSHHostKeyUnknown(
             f"{host} is not known yet. It shows the key {_name(self.shown)}.",
             detail="Its certificate authority is known, but it shows no certificate." if self._authorities else None,
-            hint="Compare the fingerprint with your operator's, then add the key: "
-            f"`ssh-keyscan {host} >> ~/.ssh/known_hosts`.",
         )
+        unknown.shown = ShownKey(
+            host=host,
+            algorithm=self.shown.get_algorithm(),
+            fingerprint=fingerprint(self.shown),
+            line=f"{self._known_as} {' '.join(self.shown.export_public_key().decode().split()[:2])}",
+            file=str(self._file),
+        )
+        return unknown
 
     def no_common_key(self, host: str, reason: str) -> FluxError | None:
         """The problem when no key type was agreed on: a change, if keys of this host are known."""
