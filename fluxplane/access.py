@@ -434,7 +434,7 @@ async def delete(plane: Plane, actor: Actor, project: Project, *, skip_backup_ch
     Raises:
         Refusal: 412 without a restore-verified backup; 500 a role resisted (ask again: it goes on where it stopped).
     """
-    found = await plane.backups.classify(project)
+    found = await plane.backups.shelf.classify(project)
     if found != "restorable" and not skip_backup_check:
         await audit.record(plane.store, "project_deleted", "refused", actor, project)
         raise Refusal(

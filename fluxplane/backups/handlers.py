@@ -23,6 +23,7 @@ from fluxplane.backups import gate, plain
 from fluxplane.backups.freshness import instant
 from fluxplane.backups.jobs import Backups, Job
 from fluxplane.backups.programs import BackupFailed
+from fluxplane.backups.shelf import Shelf
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import REASON_MAX, Refusal
 from fluxplane.registry import Project
@@ -82,13 +83,13 @@ def answer(body: Any, *, status: int = 200) -> web.Response:
 
 async def _list(call: Call) -> web.StreamResponse:
     project = await call.project()
-    found = await call.backups.of(project)
+    found = await call.backups.shelf.of(project)
     return answer(
         wire.BackupList(
-            backups=[call.backups.shown(one) for one in found],
-            backup_volume_absolute_root=str(call.backups.files.root),
-            reconciled_at=instant(await call.backups.now()),
-            platform_minimum_backup_freshness=await call.backups.freshness(found),
+            backups=[call.backups.shelf.shown(one) for one in found],
+            backup_volume_absolute_root=str(call.backups.shelf.files.root),
+            reconciled_at=instant(await call.backups.shelf.now()),
+            platform_minimum_backup_freshness=await call.backups.shelf.freshness(found),
         )
     )
 
@@ -97,20 +98,22 @@ async def _create(call: Call) -> web.StreamResponse:
     project = await call.project()
     job = await call.backups.create(project, call.actor)
     if not _waits(call):
-        return answer(wire.BackupMade(backup=call.backups.shown(job.backup)), status=202)
+        return answer(wire.BackupMade(backup=call.backups.shelf.shown(job.backup)), status=202)
     await _done(job)
-    found = await call.backups.of(project)
+    shelf = call.backups.shelf
+    found = await shelf.of(project)
     made = next(one for one in found if one.id == job.backup.id)
     return answer(
         wire.BackupMade(
-            backup=call.backups.shown(made), platform_minimum_backup_freshness=await call.backups.freshness(found)
+            backup=call.backups.shelf.shown(made),
+            platform_minimum_backup_freshness=await call.backups.shelf.freshness(found),
         )
     )
 
 
 async def _verify(call: Call) -> web.StreamResponse:
     project = await call.project()
-    backup = await call.backups.get(project, call.request.match_info["id"])
+    backup = await call.backups.shelf.get(project, call.request.match_info["id"])
     job = await call.backups.verify(project, call.actor, backup)
     if not _waits(call):
         return answer(_verified(backup.id, "pending"), status=202)
@@ -143,40 +146,40 @@ async def _done(job: Job) -> None:
 
 async def _download(call: Call) -> web.StreamResponse:
     project = await call.project()
-    backup = await call.backups.get(project, call.request.match_info["id"])
-    if not await call.backups.present(backup):
+    backup = await call.backups.shelf.get(project, call.request.match_info["id"])
+    if not await call.backups.shelf.present(backup):
         raise Refusal(404, "The backup has no file.", code="backup_file_missing")
     await audit.record(call.store, "backup_downloaded", "ok", call.actor, project)
     headers = HEADERS | {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f'attachment; filename="{project.hash}-{backup.id}.dump"',
     }
-    return web.FileResponse(call.backups.files.path(backup), headers=headers)
+    return web.FileResponse(call.backups.shelf.files.path(backup), headers=headers)
 
 
 async def _progress(call: Call) -> web.StreamResponse:
     project = await call.project()
-    backup = await call.backups.get(project, call.request.match_info["id"])
+    backup = await call.backups.shelf.get(project, call.request.match_info["id"])
     response = web.StreamResponse(headers=HEADERS | {"Content-Type": "application/x-ndjson"})
     await response.prepare(call.request)
-    async for line in _lines(call.backups, project, str(backup.id)):
+    async for line in _lines(call.backups.shelf, project, str(backup.id)):
         await response.write(wire.encode(line) + b"\n")
     await response.write_eof()
     return response
 
 
-async def _lines(backups: Backups, project: Project, backup_id: str) -> AsyncIterator[wire.BackupProgress]:
+async def _lines(shelf: Shelf, project: Project, backup_id: str) -> AsyncIterator[wire.BackupProgress]:
     """One each time something changed; the last one when nobody works on the backup any more."""
     last: wire.BackupProgress | None = None
     while True:
-        backup = await backups.get(project, backup_id)
-        done = not await backups.busy(backup)
+        backup = await shelf.get(project, backup_id)
+        done = not await shelf.busy(backup)
         line = wire.BackupProgress(
             backup_id=backup_id,
             phase=backup.phase,
             bytes=backup.progress_bytes,
             done=done,
-            backup=backups.shown(backup) if done else None,
+            backup=shelf.shown(backup) if done else None,
         )
         if line != last:
             yield line
@@ -219,7 +222,7 @@ async def _dump(call: Call) -> web.StreamResponse:
 
 async def _stream(call: Call, project: Project, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
     """The first chunk decides between an error and a stream; a failure after it tears the connection."""
-    moment = (await call.backups.now()).strftime("%Y%m%dT%H%M%SZ")
+    moment = (await call.backups.shelf.now()).strftime("%Y%m%dT%H%M%SZ")
     headers = HEADERS | {
         "Content-Type": "application/sql",
         "Content-Disposition": f'attachment; filename="{project.slug}-{moment}.sql"',
@@ -250,7 +253,7 @@ async def _ask_restore(call: Call) -> web.StreamResponse:
     reason = asked.reason
     if reason is not None and (len(reason) > REASON_MAX or not reason.isprintable()):
         raise Refusal(400, f"reason must be one line of at most {REASON_MAX} characters.")
-    verdict = await call.backups.judge(
+    verdict = await call.backups.shelf.judge(
         project, acknowledged=asked.acknowledged, skip_backup_check=asked.skip_backup_check
     )
     details = Details(reason=reason)

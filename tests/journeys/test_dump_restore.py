@@ -362,6 +362,8 @@ def at_work(lab: Lab, daemon: Daemon, *words: str, program: str) -> Iterator[sub
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # What a shell starts in the background ignores SIGINT, and so would whatever it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         try:
             wait_until(lambda: waiting(lab, program), f"{program} at work", within_s=30)

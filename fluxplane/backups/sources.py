@@ -1,0 +1,57 @@
+"""How the control plane itself reads a project's database: through which login, and how much of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fluxplane import containers, registry
+from fluxplane.backups.dump import Source
+from fluxplane.backups.programs import Login, Unable
+from fluxplane.catalogue import Catalogue
+from fluxplane.registry import Project
+from fluxplane.settings import OperatorError, Settings, database_of, password_of, split_url, user_of
+from fluxplane.wire import V1, Secret
+
+_BACKUP_URL: Final = "FLUXPLANE_POOL_BACKUP_URL"
+
+
+async def source_of(store: Catalogue, settings: Settings, project: Project) -> Source:
+    """
+    A v1 project's whole database as its superuser; a v2 tenant's schema by the pool's login for backups.
+
+    Raises:
+        OperatorError: the plane was not told how to read this project's database.
+        Unable: a container's password cannot be had.
+    """
+    if project.mode != V1:
+        return Source(_pool_login(settings), project.api_schema)
+    password = await registry.stored_password(store, project)
+    host, port = project.reached_host, project.reached_port
+    if password is None:
+        password = await _containers_password(project)
+        host, port = project.internal_host or project.container_name, project.internal_port
+    return Source(Login(host or "", port or 5432, "postgres", password))
+
+
+def _pool_login(settings: Settings) -> Login:
+    url = settings.pool_backup_url
+    if url is None:
+        raise OperatorError(f"{_BACKUP_URL} is not set: it names the pool's login for backups.")
+    parts = split_url(url, _BACKUP_URL)
+    return Login(
+        parts.hostname or "",
+        parts.port or 5432,
+        user_of(url, _BACKUP_URL),
+        password_of(url, _BACKUP_URL),
+        database_of(url, _BACKUP_URL),
+    )
+
+
+async def _containers_password(project: Project) -> Secret:
+    try:
+        found = await containers.postgres_password(project.container_name)
+    except containers.DockerUnreachable as failure:
+        raise Unable(f"Docker cannot be reached: {failure}.") from failure
+    if found is None:
+        raise Unable(f"The container {project.container_name} is missing, stopped or has no password.")
+    return found
