@@ -295,6 +295,6 @@ class NoKeyring:
 
 
 @pytest.fixture
-async def contract_plane(pool18):
-    async with serving_contract(ContractPlane(pool18.url().reveal())) as plane:
+async def contract_plane(open18):
+    async with serving_contract(ContractPlane(open18.url().reveal())) as plane:
         yield plane

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,19 @@ EPHEMERAL = 32768
 PORTS_EACH = 200
 _ranges = itertools.cycle(range(20000, EPHEMERAL - PORTS_EACH, PORTS_EACH))
 
+_daemons: "weakref.WeakSet[Daemon]" = weakref.WeakSet()
+
+
+def stop_all() -> None:
+    """Every daemon that still runs drains, and ends the roles it has."""
+    for daemon in list(_daemons):
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.stop()
+
 
 class Daemon:
     def __init__(self, home: Path) -> None:
+        _daemons.add(self)
         self.home = home
         self.socket = home / "s"
         self.log = home / "fluxd.out"
@@ -42,7 +53,6 @@ class Daemon:
         }
         where = {"FLUXD_SOCKET": str(self.socket), "FLUXD_FIRST_PORT": str(self.first_port)}
         self.environment = clean_environment(home, **directories, **where)
-        self._holding: list[Held] = []
 
     def start(self, **environment: str) -> None:
         assert not any(name.startswith("FLUX_") for name in self.environment)
@@ -117,7 +127,6 @@ class Daemon:
     def hold(self, *arguments: str, env: Mapping[str, str] | None = None, ready: str = "Ctrl+C") -> Iterator["Held"]:
         """`flux …` in the foreground, once it has printed *ready*; ended by SIGTERM if it runs at the end."""
         held = Held(self, arguments, dict(env or {}))
-        self._holding.append(held)
         try:
             held.wait_for(ready)
             yield held

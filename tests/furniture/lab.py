@@ -2,8 +2,7 @@
 A whole `fluxplane lab`, run by the installed command, one of each kind for the session.
 
 `lab` is the one with the embedded SSH host, `openssh_lab` the one with a real sshd, `each_lab` both in turn. After a
-test that took one of them, no temporary role that began in it is left in the pool: a test names its lab before its
-`daemon`, so that the daemon ends first.
+test that took one of them its daemons are stopped, and no temporary role that began in it is left in the pool.
 """
 
 import contextlib
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.furniture import leaks
+from tests.furniture.daemon import stop_all
 from tests.furniture.needs import needs
 from tests.furniture.postgres import enterable_directory, no_role_left
 from tests.furniture.processes import alive, clean_environment, command, descendants, end, exported, wait_until
@@ -114,15 +114,23 @@ def contract_lab(session_contract_lab: Lab) -> Lab:
     return session_contract_lab
 
 
+@contextlib.contextmanager
+def no_role_of_daemons_left(lab: Lab) -> Iterator[None]:
+    """Daemons that still run at the end are stopped: that ends their roles."""
+    with no_role_left(lab.pool_admin_url):
+        yield
+        stop_all()
+
+
 @pytest.fixture
 def lab(session_embedded_lab: Lab) -> Iterator[Lab]:
-    with no_role_left(session_embedded_lab.pool_admin_url):
+    with no_role_of_daemons_left(session_embedded_lab):
         yield session_embedded_lab
 
 
 @pytest.fixture
 def openssh_lab(session_openssh_lab: Lab) -> Iterator[Lab]:
-    with no_role_left(session_openssh_lab.pool_admin_url):
+    with no_role_of_daemons_left(session_openssh_lab):
         yield session_openssh_lab
 
 

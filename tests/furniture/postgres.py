@@ -68,7 +68,13 @@ def pg18() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def pool18() -> Iterator[Server]:
-    """PostgreSQL 18 for v2 projects."""
+    """PostgreSQL 18 for v2 projects. `pool prepare` may have closed it: whoever mints by hand takes `open18`."""
+    yield from _session_server(18)
+
+
+@pytest.fixture(scope="session")
+def open18() -> Iterator[Server]:
+    """PostgreSQL 18 that nobody ever prepared: PUBLIC may still do what a new cluster lets it."""
     yield from _session_server(18)
 
 

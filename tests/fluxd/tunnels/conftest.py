@@ -1,6 +1,13 @@
 import pytest
 
+from fluxplane.lab.postgres import Server
 from tests.fluxd.tunnels.rig import Rig
+
+
+@pytest.fixture(scope="session")
+def pool18(open18: Server) -> Server:
+    """Never prepared: the plane of these tests mints by hand, and PUBLIC must be let in."""
+    return open18
 
 
 @pytest.fixture
