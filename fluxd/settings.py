@@ -51,6 +51,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     first_port: wire.PortNumber = FIRST_PORT
     client_waits_s: Seconds = 30.0
     ssh_connect_s: Seconds = 15.0
+    ssh_idle_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 600.0
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     token_file: wire.AbsolutePath | None = None
@@ -65,6 +66,8 @@ class TunnelSettings:
     # How long a client waits for an SSH host that is away, before it is told so.
     client_waits_s: float = 30.0
     ssh_connect_s: float = 15.0
+    # An SSH connection that nobody uses for so long is closed, and comes back with the next client.
+    ssh_idle_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "first_port": "FLUXD_FIRST_PORT",
     "client_waits_s": "FLUXD_CLIENT_WAITS_S",
     "ssh_connect_s": "FLUXD_SSH_CONNECT_S",
+    "ssh_idle_s": "FLUXD_SSH_IDLE_S",
     "log_level": "FLUXD_LOG_LEVEL",
     "log_format": "FLUXD_LOG_FORMAT",
     "token_file": "FLUXD_TOKEN_FILE",
@@ -120,6 +124,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             first_port=chosen["first_port"],
             client_waits_s=chosen["client_waits_s"],
             ssh_connect_s=chosen["ssh_connect_s"],
+            ssh_idle_s=chosen["ssh_idle_s"],
         ),
         declared=_declared(path, text, file),
         sources=sources,
@@ -138,6 +143,7 @@ def shown(settings: Settings) -> list[tuple[str, str, str]]:
         "first_port": settings.tunnels.first_port,
         "client_waits_s": settings.tunnels.client_waits_s,
         "ssh_connect_s": settings.tunnels.ssh_connect_s,
+        "ssh_idle_s": settings.tunnels.ssh_idle_s,
     }
     return [(name, str(value), settings.sources[name]) for name, value in values.items()]
 

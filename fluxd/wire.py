@@ -391,7 +391,7 @@ class Event(Answer, frozen=True, omit_defaults=True):
 
     `name` is what happened, in past tense: snapshot, opening, up, reconnecting, reconnected, client_connected,
     client_refused, client_left, lease_granted, lease_expiring, lease_renewed, renew_failed, renew_ended, lease_over,
-    closing, closed, failed, host_up, host_lost, host_failed, ping.
+    closing, closed, failed, host_up, host_lost, host_idle, host_failed, ping.
     """
 
     seq: int

@@ -66,6 +66,8 @@ class Dialling:
     keepalive_interval_s: float = 4.0
     keepalive_count: int = 2
     config: str = "~/.ssh/config"
+    # A connection without a channel or a question for so long is closed; it comes back when it is needed.
+    idle_s: float = 600.0
 
 
 async def dial(

@@ -14,7 +14,7 @@ import errno
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -57,7 +57,7 @@ SLEPT_S: Final = 2.0
 WAKE_KEEPALIVE: Final = (0.25, 2)
 
 State = Literal["idle", "connecting", "up", "waiting"]
-Observer = Callable[["Host", Literal["host_up", "host_lost", "host_failed"]], None]
+Observer = Callable[["Host", Literal["host_up", "host_lost", "host_failed", "host_idle"]], None]
 
 
 class Host:
@@ -83,6 +83,7 @@ class Host:
         self._connection: asyncssh.SSHClientConnection | None = None
         self._backoff = Backoff()
         self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        self._asking = 0
         self._keeper: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self._poked = asyncio.Event()
@@ -126,6 +127,7 @@ class Host:
     async def _next_outcome(self, *, hurry: bool) -> FluxError | None:
         """What the try that is under way, or the next one, comes to; None: connected."""
         if self.state == "up":
+            self._used_at = self._clock.awake()
             return None
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
@@ -156,15 +158,21 @@ class Host:
             try:
                 self._up(connection)
                 await self._live_with(connection)
+                unused = self._is_unused()
+                if unused:
+                    self._rest()
             finally:
                 await _ended(connection)
+            if unused:
+                await self._poked.wait()
+                continue
             await self._lost()
 
     def _up(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
         self.generation += 1
         self.state, self.last_problem, self.connected_at = "up", None, self._clock.wall()
-        self._up_since = self._clock.now()
+        self._up_since, self._used_at = self._clock.now(), self._clock.awake()
         self._settle(None)
         self._observe(self, "host_up")
 
@@ -177,7 +185,7 @@ class Host:
         closing, waking = asyncio.create_task(connection.wait_closed()), False
         usual = (self._how.keepalive_interval_s, self._how.keepalive_count)
         try:
-            while not closing.done():
+            while not closing.done() and not self._is_unused():
                 slept = await self._slept_before(closing)
                 if slept != waking and not closing.done():
                     waking = slept
@@ -185,6 +193,20 @@ class Host:
         finally:
             closing.cancel()
             await asyncio.wait([closing])
+
+    def _is_unused(self) -> bool:
+        """Whether nobody has needed the connection for as long as it may idle; our own sleep does not count."""
+        now = self._clock.awake()
+        if self.channels or self._opening or self._asking:
+            self._used_at = now
+        return now - self._used_at >= self._how.idle_s
+
+    def _rest(self) -> None:
+        """Be without a connection until somebody needs one; nobody has lost anything."""
+        self._connection, self.connected_at = None, None
+        self._poked.clear()
+        self.state, self._backoff = "idle", self._backoff.reset()
+        self._observe(self, "host_idle")
 
     async def _slept_before(self, ended: asyncio.Future[None]) -> bool:
         """Wait for *ended*, a second at most; whether this machine slept meanwhile."""
@@ -238,7 +260,7 @@ class Host:
             ResolverFailed: it did not answer in time.
             SSHLost: the connection ended meanwhile.
         """
-        async with self._questions:
+        async with self._question():
             patience = self._clock.now() + BUSY_S
             while True:
                 try:
@@ -252,6 +274,15 @@ class Host:
                 except (asyncssh.Error, OSError) as error:
                     raise SSHLost(detail=clean(str(error))) from error
                 await asyncio.sleep(BUSY_PAUSE_S)
+
+    @contextlib.asynccontextmanager
+    async def _question(self) -> AsyncIterator[None]:
+        self._asking += 1
+        try:
+            async with self._questions:
+                yield
+        finally:
+            self._asking -= 1
 
     # ---------------------------------------------------------------- channels
 

@@ -276,7 +276,7 @@ class Supervisor:
     def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
         host = self._hosts.get(destination)
         if host is None:
-            how = Dialling(connect_s=self._settings.ssh_connect_s)
+            how = Dialling(connect_s=self._settings.ssh_connect_s, idle_s=self._settings.ssh_idle_s)
             host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
         host.agent = agent or host.agent
         host.pinned = pinned

@@ -308,3 +308,18 @@ async def test_latency_only_delays(faulty_ssh):
         faulty_ssh.proxy.latency_s = 0.1
         assert (await greeting(forward)).startswith(b"SSH-2.0-")
         assert "host_lost" not in happened
+
+
+async def test_a_connection_that_nobody_uses_is_closed_and_comes_back_with_the_next_client(rig):
+    rig.settings = replace(rig.settings, ssh_idle_s=1.5)
+    opened = await rig.open(V1_HASH)
+    [host] = rig.up._hosts.values()
+    async with await rig.connect(opened) as connection:
+        used_until = rig.clock.now() + 3
+        await until(lambda: rig.clock.now() > used_until, "twice the time that it may idle")
+        assert (host.state, host.generation) == ("up", 1)
+        await connection.execute("SELECT 1")
+    await until(lambda: host.state == "idle", "the connection to be closed")
+    assert rig.up.show(V1_HASH).state == "up"
+    assert await rig.ask(opened) == "postgres"
+    assert (host.state, host.generation) == ("up", 2)
