@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from fluxplane.wire import Secret
 
 END_WITHIN_S: Final = 5
 TICK_S: Final = 0.5
+_DESCRIPTORS: Final = Path("/proc/self/fd")
 KEPT_OF_STDERR: Final = 64 * 1024
 CONNECT_WITHIN_S: Final = 10
 
@@ -94,14 +95,41 @@ def environment(passfile: Path | None = None) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def passfile(login: Login) -> AsyncIterator[Path]:
-    """A 0600 file with this one login, in a directory of its own, for as long as the block runs."""
+    """
+    A 0600 file with this one login, for as long as the block runs. On Linux it is in memory only, so that not even a
+    kill leaves it behind; elsewhere in a private directory of its own.
+    """
+    words = (login.host, str(login.port), login.database, login.user, login.password.reveal())
+    line = ":".join(word.replace("\\", "\\\\").replace(":", "\\:") for word in words) + "\n"
+    with _in_memory(line) if hasattr(os, "memfd_create") else _in_a_directory(line) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _in_memory(line: str) -> Iterator[Path]:
+    descriptor = os.memfd_create("pass", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)  # libpq ignores what others may read
+        os.write(descriptor, line.encode())
+        yield _DESCRIPTORS / str(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _in_a_directory(line: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="flux-pass-") as directory:
         path = Path(directory) / "pass"
-        words = (login.host, str(login.port), login.database, login.user, login.password.reveal())
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(":".join(word.replace("\\", "\\\\").replace(":", "\\:") for word in words) + "\n")
+            file.write(line)
         yield path
+
+
+def _inherited(env: Mapping[str, str]) -> tuple[int, ...]:
+    """The descriptor of a passfile in memory: the program opens it by its own /proc."""
+    path = Path(env.get("PGPASSFILE", ""))
+    return (int(path.name),) if path.parent == _DESCRIPTORS else ()
 
 
 @contextlib.asynccontextmanager
@@ -129,6 +157,7 @@ async def started(
             env=dict(env),
             cwd="/",
             start_new_session=True,
+            pass_fds=_inherited(env),
         )
     except OSError as failure:
         raise Unable(f"{Path(argv[0]).name} cannot be started: {failure.strerror}") from failure

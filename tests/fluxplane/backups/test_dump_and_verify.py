@@ -227,6 +227,22 @@ async def test_a_dump_waits_for_no_lock_for_ever(pg18, place, monkeypatch):
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+async def test_a_passfile_is_private_right_and_gone_afterwards(pg18, kind, monkeypatch):
+    if kind == "directory":
+        monkeypatch.delattr(os, "memfd_create")
+    one = Login("127.0.0.1", pg18.port, "postgres", Secret(PASSWORD))
+    async with programs.passfile(one) as path:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        done = await programs.run(
+            [pg18.installation.program("psql"), *one.arguments(), "-w", "-c", "SELECT 1"],
+            env=programs.environment(path),
+            within_s=30,
+        )
+    assert done.status == 0, done.said
+    assert not path.exists()
+
+
 async def test_no_password_stands_on_a_command_line_or_in_an_environment(pg18, place):
     seen = []
 
