@@ -55,6 +55,11 @@ LOOK_S: Final = 1.0
 SLEPT_S: Final = 2.0
 # Interval and count of keepalives to a connection that was slept over: 0.75 s.
 WAKE_KEEPALIVE: Final = (0.25, 2)
+# And to one under which the network changed, for so long: 1.2 s, since most changes touch no connection of ours.
+CHANGE_KEEPALIVE: Final = (0.4, 2)
+CHANGE_S: Final = 2.0
+# A dial that the network changes under is begun again so often; a network that never rests is not to keep us from it.
+DIALS_ANEW: Final = 3
 
 State = Literal["idle", "connecting", "up", "waiting"]
 Observer = Callable[["Host", Literal["host_up", "host_lost", "host_failed", "host_idle"]], None]
@@ -88,6 +93,8 @@ class Host:
         self._outcome: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self._poked = asyncio.Event()
         self._opening: set[asyncio.Task[ChannelTransport]] = set()
+        self._dialling: asyncio.Timeout | None = None
+        self._changed = asyncio.Event()
 
     # ------------------------------------------------------------ the connection
 
@@ -113,6 +120,20 @@ class Host:
         """Of the host key that the connection was made with; None without one."""
         key = self._connection.get_server_host_key() if self._connection is not None else None
         return key.get_fingerprint() if key is not None else None
+
+    def network_changed(self) -> None:
+        """
+        A link, an address or a route of this machine is another than before.
+
+        The connection has to show that it is still there. Without one, the next try is made now: also in place of one
+        under way, which may wait for an answer on a way that is no more.
+        """
+        if self.state == "up":
+            self._changed.set()
+        elif self.state == "waiting":
+            self._poked.set()
+        elif self._dialling is not None:
+            self._dialling.reschedule(asyncio.get_running_loop().time())
 
     async def aclose(self) -> None:
         """End the connection, with every channel in it, and dial no more."""
@@ -151,7 +172,7 @@ class Host:
             self.state = "connecting"
             self._poked.clear()
             try:
-                connection = await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
+                connection = await self._dial()
             except FluxError as problem:
                 await self._failed(problem)
                 continue
@@ -168,6 +189,16 @@ class Host:
                 continue
             await self._lost()
 
+    async def _dial(self) -> asyncssh.SSHClientConnection:
+        for _ in range(DIALS_ANEW):
+            with contextlib.suppress(TimeoutError):  # the network has changed; `dial` raises none
+                try:
+                    async with asyncio.timeout(None) as self._dialling:
+                        return await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
+                finally:
+                    self._dialling = None
+        return await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
+
     def _up(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
         self.generation += 1
@@ -178,18 +209,26 @@ class Host:
 
     async def _live_with(self, connection: asyncssh.SSHClientConnection) -> None:
         """
-        Until it ends. After this machine has slept it has less than a second to show that it is still there.
+        Until it ends. After this machine has slept it has less than a second to show that it is still there, after a
+        change of the network less than two.
 
         Its keepalives would take their time: they are timed by a clock that stood still, and begin with patience.
         """
-        closing, waking = asyncio.create_task(connection.wait_closed()), False
-        usual = (self._how.keepalive_interval_s, self._how.keepalive_count)
+        closing = asyncio.create_task(connection.wait_closed())
+        kept = usual = (self._how.keepalive_interval_s, self._how.keepalive_count)
+        self._changed.clear()
+        doubted_until = self._clock.awake()
         try:
             while not closing.done() and not self._is_unused():
                 slept = await self._slept_before(closing)
-                if slept != waking and not closing.done():
-                    waking = slept
-                    connection.set_keepalive(*(WAKE_KEEPALIVE if slept else usual))
+                if self._changed.is_set():
+                    self._changed.clear()
+                    doubted_until = self._clock.awake() + CHANGE_S
+                doubted = self._clock.awake() < doubted_until
+                wanted = WAKE_KEEPALIVE if slept else CHANGE_KEEPALIVE if doubted else usual
+                if wanted != kept and not closing.done():
+                    kept = wanted
+                    connection.set_keepalive(*wanted)
         finally:
             closing.cancel()
             await asyncio.wait([closing])
@@ -209,9 +248,13 @@ class Host:
         self._observe(self, "host_idle")
 
     async def _slept_before(self, ended: asyncio.Future[None]) -> bool:
-        """Wait for *ended*, a second at most; whether this machine slept meanwhile."""
+        """Wait for *ended*, or a change of the network, a second at most; whether this machine slept meanwhile."""
         before = self._clock.now() - self._clock.awake()
-        await asyncio.wait([ended], timeout=LOOK_S)
+        changing: asyncio.Future[Any] = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait({ended, changing}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changing.cancel()
         return self._clock.now() - self._clock.awake() - before > SLEPT_S
 
     async def _failed(self, problem: FluxError) -> None:

@@ -48,6 +48,7 @@ from .forward import Forward
 from .grants import Grants, Minted, Terms, credential
 from .identity import Identity
 from .listeners import Listeners
+from .netwatch import NetWatch
 from .shown import shown_host
 from .ssh import Host
 from .sshconfig import unhonoured
@@ -105,6 +106,7 @@ class Supervisor:
         self._binding = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
+        self._network = NetWatch(self._network_changed)
         self._closing = False
 
     # ------------------------------------------------------------------- starting
@@ -288,6 +290,10 @@ class Supervisor:
             for tunnel in list(self._tunnels.values()):
                 if tunnel.host is host:
                     tunnel.host_lost()
+
+    def _network_changed(self) -> None:
+        for host in self._hosts.values():
+            host.network_changed()
 
     def hosts(self) -> list[wire.HostStatus]:
         return [shown_host(host) for host in self._hosts.values()]
@@ -479,6 +485,7 @@ class Supervisor:
             await tunnel.finished.wait()
         self._journal.tunnels.update(lasting)
         await self._grants.aclose(within_s=DRAINED_WITHIN_S)
+        self._network.close()
         if self._ticker is not None:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -535,6 +542,7 @@ class Supervisor:
     def _start_ticking(self) -> None:
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tick())
+            self._network.start()
 
     async def _tick(self) -> None:
         while True:
