@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from fluxd.shapes import (
+        SSH,
         AskRestore,
         BackupList,
         BackupMade,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 ANSWER_WITHIN_S = 120.0
 # A control plane that answers only when a backup is done may take five minutes.
 DONE_WITHIN_S = 360.0
+# As often as ssh does.
+PASSPHRASES_ASKED = 3
 # The daemon sends a `ping` event far more often than this.
 EVENT_WITHIN_S = 90.0
 
@@ -80,11 +83,18 @@ class Client:
         return found
 
     def open(self, body: OpenTunnel) -> TunnelOpened:
-        """*body* without `plane` and `ssh`, which are added."""
-        found: TunnelOpened = self._send(
-            "POST", "/v1/tunnels", {**body, "plane": self.env.plane(), "ssh": self.env.ssh()}
-        )
-        return found
+        """*body* without `plane` and `ssh`, which are added. May ask a person for the identity file's passphrase."""
+        ssh, tries = self.env.ssh(), 0
+        while True:
+            asked = {**body, "plane": self.env.plane(), "ssh": ssh}
+            try:
+                found: TunnelOpened = self._send("POST", "/v1/tunnels", asked)
+            except Problem as problem:
+                if tries == PASSPHRASES_ASKED:
+                    raise
+                ssh, tries = _with_passphrase(ssh, problem), tries + 1
+            else:
+                return found
 
     def close(self, name: str) -> TunnelClosed:
         found: TunnelClosed = self._delete(f"/v1/tunnels/{quoted(name)}")
@@ -338,6 +348,23 @@ class Events:
 def _query(**values: str | None) -> str:
     asked = [f"{name}={quoted(value)}" for name, value in values.items() if value]
     return "?" + "&".join(asked) if asked else ""
+
+
+def _with_passphrase(ssh: SSH, problem: Problem) -> SSH:
+    """
+    *ssh* with what a person at the terminal says opens its identity file.
+
+    Raises:
+        Problem: *problem* itself, if it is another one or nobody answers.
+    """
+    if problem.code != "ssh_key_encrypted" or "identity_file" not in ssh:
+        raise problem
+    from fluxctl import passphrase  # noqa: PLC0415 - only where a person is asked
+
+    said = passphrase.ask(ssh["identity_file"] or "", again=problem.message if "passphrase" in ssh else None)
+    if not said:
+        raise problem
+    return {**ssh, "passphrase": said}
 
 
 def _socket_path() -> str:

@@ -247,7 +247,12 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
     ),
     "ssh_key_unusable": (
         "The identity file cannot be used.",
-        "Check the path; for an encrypted key, load it into your agent first (`ssh-add FILE`).",
+        "Check the path, and that it is the private key: `ssh-keygen -y -f FILE` reads it too.",
+        12,
+    ),
+    "ssh_key_encrypted": (
+        "The identity file is encrypted, and no agent holds its key.",
+        "Load it into your agent (`ssh-add FILE`), or run fluxctl at a terminal: it asks for the passphrase.",
         12,
     ),
     "ssh_config_invalid": (

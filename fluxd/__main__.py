@@ -34,6 +34,7 @@ from fluxd.plane import ControlPlane, Tokens
 from fluxd.settings import Settings
 from fluxd.systemd import Manager
 from fluxd.tunnels.listeners import Listeners
+from fluxd.tunnels.passphrases import Passphrases
 from fluxd.tunnels.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ async def _put_together(
     organs: AsyncExitStack, chosen: Settings, claim: safesocket.Claim, manager: Manager
 ) -> Callable[[Settings], Awaitable[None]]:
     """Start every organ; *organs* stops them in the opposite order. What it answers applies settings read again."""
-    clock, metrics = Clock(), Metrics(version=VERSION)
+    clock, metrics, passphrases = Clock(), Metrics(version=VERSION), Passphrases()
     keyring = TokenFile(chosen.token_file) if chosen.token_file else SystemKeyring()
     control = await organs.enter_async_context(ControlPlane(metrics.plane_answered))
     tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
@@ -146,6 +147,7 @@ async def _put_together(
         keyring=keyring,
         clock=clock,
         ssh_connect_s=chosen.tunnels.ssh_connect_s,
+        passphrases=passphrases,
     )
     listeners = Listeners(manager)
     supervisor = Supervisor(
@@ -155,6 +157,7 @@ async def _put_together(
         settings=chosen.tunnels,
         clock=clock,
         listeners=listeners,
+        passphrases=passphrases,
     )
     metrics.watch(
         tunnels=supervisor.list,

@@ -20,6 +20,7 @@ from fluxd.core import errors
 from fluxd.keychain import SystemKeyring, TokenFile
 from fluxd.plane import ControlPlane, Tokens
 from fluxd.tunnels.doctor import examine_way, failed, host_key
+from fluxd.tunnels.passphrases import Passphrases
 
 # A tunnel opens few files, each client two; below this many left, the next client may be refused.
 FEW_FILES: Final = 32
@@ -38,6 +39,7 @@ class Doctor:
         keyring: SystemKeyring | TokenFile,
         clock: Clock,
         ssh_connect_s: float,
+        passphrases: Passphrases,
     ) -> None:
         self._socket = socket
         self._state_dir = state_dir
@@ -46,6 +48,7 @@ class Doctor:
         self._keyring = keyring
         self._clock = clock
         self._ssh_connect_s = ssh_connect_s
+        self._passphrases = passphrases
 
     async def examine(self, plane: wire.Plane, ssh: wire.SSH, project: str | None) -> list[wire.Check]:
         """Every check, in the order of the way from here to the control plane, and with *project* to its Postgres."""
@@ -64,7 +67,8 @@ class Doctor:
         except errors.FluxError as error:
             return [failed("project", error)]
         known = _ok("project", f"{plan.project_name} ({project}) can be opened.")
-        return [known, *await examine_way(plan, ssh, self._clock, connect_s=self._ssh_connect_s)]
+        way = await examine_way(plan, ssh, self._clock, self._passphrases, connect_s=self._ssh_connect_s)
+        return [known, *way]
 
     async def host_key(self, ssh: wire.SSH) -> wire.HostKey:
         """Which key on the way to the SSH host that *ssh* names is not known yet; raises why that cannot be told."""

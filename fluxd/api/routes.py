@@ -24,7 +24,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Open a tunnel, or find it open; with a grant of its own if asked",
         {200: wire.TunnelOpened, 201: wire.TunnelOpened},
         body=wire.OpenTunnel,
-        problems=(*_PLANE_PROBLEMS, errors.TunnelOpenDifferently, errors.PortTaken, errors.SSHUnreachable),
+        problems=(
+            *_PLANE_PROBLEMS,
+            errors.TunnelOpenDifferently,
+            errors.PortTaken,
+            errors.SSHUnreachable,
+            errors.SSHKeyEncrypted,
+        ),
     ),
     Route(
         "GET",

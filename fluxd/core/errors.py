@@ -442,11 +442,19 @@ class SSHAuthFailed(FluxError):
 
 
 class SSHKeyUnusable(FluxError):
-    """An identity file that cannot be read, or is encrypted and nobody gave its passphrase."""
+    """An identity file that cannot be read, or is no private key."""
 
     code, status, exit_code = "ssh_key_unusable", 400, LOCAL
     summary = "The identity file cannot be used."
-    hint = "Check the path; for an encrypted key, load it into your agent first (`ssh-add FILE`)."
+    hint = "Check the path, and that it is the private key: `ssh-keygen -y -f FILE` reads it too."
+
+
+class SSHKeyEncrypted(SSHKeyUnusable):
+    """Encrypted, and neither an agent nor fluxd's memory opens it; or the passphrase that came along is wrong."""
+
+    code, status, exit_code = "ssh_key_encrypted", 400, LOCAL
+    summary = "The identity file is encrypted, and no agent holds its key."
+    hint = "Load it into your agent (`ssh-add FILE`), or run fluxctl at a terminal: it asks for the passphrase."
 
 
 class SSHConfigInvalid(FluxError):

@@ -12,7 +12,7 @@ import errno
 import functools
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from fluxd.core.errors import (
     SSHHandshakeFailed,
     SSHHostKeyUnknown,
     SSHHostUnresolved,
+    SSHKeyEncrypted,
     SSHKeyUnusable,
     SSHRefused,
     SSHUnreachable,
@@ -36,6 +37,7 @@ from fluxd.core.errors import (
 from fluxd.core.target import Target, check_host, check_port, check_user, split_port
 
 from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
+from .passphrases import Passphrases
 
 # Hardware does AES; 1.6 to 1.8 times as fast here as OpenSSH's default. The rest of asyncssh's list follows.
 CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
@@ -59,7 +61,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Dialling:
-    """How to dial: bounds and keepalive, in seconds, and where the user's own ssh configuration is."""
+    """How to dial: bounds and keepalive, in seconds, where the user's own ssh configuration is, what opens keys."""
 
     connect_s: float = 15.0
     # A dead link is noticed after (count + 1) intervals.
@@ -68,6 +70,7 @@ class Dialling:
     config: str = "~/.ssh/config"
     # A connection without a channel or a question for so long is closed; it comes back when it is needed.
     idle_s: float = 600.0
+    passphrases: Passphrases = field(default_factory=Passphrases, compare=False)
 
 
 async def dial(
@@ -162,7 +165,7 @@ async def _dial(
     except asyncssh.KeyExchangeFailed as error:
         raise _no_agreement(keys, host, error) from error
     except asyncssh.PermissionDenied as error:
-        raise _locked_key(destination) or problem_of(error, destination) from error
+        raise await asyncio.to_thread(_locked_key, destination, how) or problem_of(error, destination) from error
     except (OSError, asyncssh.Error, ValueError) as error:
         raise problem_of(error, destination) from error
 
@@ -240,7 +243,7 @@ def _prepare(
     if offer.agent is not None:
         asked["agent_path"] = offer.agent
     if destination.identity_file is not None:
-        asked |= _identity(destination.identity_file)
+        asked |= _identity(destination.identity_file, how.passphrases)
     plain = functools.partial(asyncssh.SSHClientConnectionOptions, host=target.host, port=target.port, **asked)
     config = plain().config
     keys = HostKeys(_known_hosts_files(destination, config), offer.pinned, _alias(config))
@@ -260,10 +263,10 @@ def _config_files(how: Dialling) -> list[str]:
     return [str(path)] if path.is_file() else []
 
 
-def _identity(path: str) -> dict[str, Any]:
+def _identity(path: str, passphrases: Passphrases) -> dict[str, Any]:
     # Only this key, so that a full agent doesn't use up the server's patience before it; an encrypted one may be in
     # the agent, which is then asked for it alone.
-    named: dict[str, Any] = {"client_keys": [path], "ignore_encrypted": True}
+    named: dict[str, Any] = {"client_keys": [path], "ignore_encrypted": True, "passphrase": passphrases.of(path)}
     if Path(f"{path}.pub").is_file():
         named["agent_identities"] = [f"{path}.pub"]
     return named
@@ -314,18 +317,10 @@ def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeF
     )
 
 
-def _locked_key(destination: Destination) -> FluxError | None:
+def _locked_key(destination: Destination, how: Dialling) -> FluxError | None:
     """The problem that an encrypted identity file is, if that is what the destination names."""
-    if destination.identity_file is None:
-        return None
-    try:
-        asyncssh.read_private_key(destination.identity_file)
-    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError) as error:
-        return SSHKeyUnusable(
-            "The identity file is encrypted, and no agent holds its key.",
-            detail=f"{destination.identity_file}: {error}",
-        )
-    return None
+    path = destination.identity_file
+    return SSHKeyEncrypted(detail=path) if path is not None and how.passphrases.lacks(path) else None
 
 
 # ------------------------------------------------------------- errors by name

@@ -18,6 +18,7 @@ from fluxd.core.target import Words, choose_target
 from fluxplane.wire import AccessPlan
 
 from .dial import Destination, Dialling, stranger_before
+from .passphrases import Passphrases
 from .probe import prove_postgres
 from .ssh import Host
 from .whereabouts import Whereabouts
@@ -26,16 +27,20 @@ Step = Callable[[], Awaitable[str]]
 STEPS = ("ssh host", "database's place", "postgres")
 
 
-async def examine_way(plan: AccessPlan, ssh: wire.SSH, clock: Clock, *, connect_s: float) -> list[wire.Check]:
+async def examine_way(
+    plan: AccessPlan, ssh: wire.SSH, clock: Clock, passphrases: Passphrases, *, connect_s: float
+) -> list[wire.Check]:
     """One check for each step: reach the SSH host, ask it where Postgres is, hear Postgres answer."""
     try:
         destination = _destination(plan, ssh)
     except FluxError as error:
         return [failed(STEPS[0], error), *(_not_tried(name) for name in STEPS[1:])]
-    async with _host(destination, plan, ssh, clock, connect_s) as host:
+    how = Dialling(connect_s=connect_s, passphrases=passphrases)
+    async with _host(destination, plan, ssh, clock, how) as host:
         where = _whereabouts(plan, ssh, host, clock)
 
         async def reach() -> str:
+            await passphrases.learn(ssh)
             await host.reach()
             return f"{destination} lets you in."
 
@@ -103,9 +108,9 @@ def _destination(plan: AccessPlan, ssh: wire.SSH) -> Destination:
 
 @asynccontextmanager
 async def _host(
-    destination: Destination, plan: AccessPlan, ssh: wire.SSH, clock: Clock, connect_s: float
+    destination: Destination, plan: AccessPlan, ssh: wire.SSH, clock: Clock, how: Dialling
 ) -> AsyncIterator[Host]:
-    host = Host(destination, Dialling(connect_s=connect_s), clock, lambda _host, _name: None)
+    host = Host(destination, how, clock, lambda _host, _name: None)
     host.agent, host.pinned = ssh.agent, plan.host_keys
     try:
         yield host

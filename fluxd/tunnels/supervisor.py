@@ -28,6 +28,7 @@ from fluxd.core.errors import (
     NotSupportedByPlane,
     PortTaken,
     ShuttingDown,
+    SSHKeyEncrypted,
     TunnelAmbiguous,
     TunnelNotFound,
     TunnelOpenDifferently,
@@ -49,6 +50,7 @@ from .grants import Grants, Minted, Terms, credential
 from .identity import Identity
 from .listeners import Listeners
 from .netwatch import NetWatch
+from .passphrases import Passphrases
 from .shown import shown_host
 from .ssh import Host
 from .sshconfig import unhonoured
@@ -80,6 +82,7 @@ class Supervisor:
         settings: TunnelSettings,
         clock: Clock,
         listeners: Listeners | None = None,
+        passphrases: Passphrases | None = None,
     ) -> None:
         self._control = control
         self._settings = settings
@@ -87,6 +90,7 @@ class Supervisor:
         self._journal = Journal(state_dir)
         self._ports = PortBook(state_dir)
         self._listeners = listeners or Listeners(Manager())
+        self._passphrases = passphrases or Passphrases()
         self._events = Events(clock)
         self._grants = Grants(control=control, tokens=tokens, journal=self._journal, clock=clock)
         self._house = House(
@@ -165,6 +169,7 @@ class Supervisor:
         """
         self._must_be_open()
         self._start_ticking()
+        await self._passphrases.learn(request.ssh)
         lock = self._opening.setdefault((caller.api_base, caller.account, request.hash), asyncio.Lock())
         async with lock:
             tunnel = self._find(caller, request)
@@ -248,6 +253,7 @@ class Supervisor:
         tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
+        await self._unlocked(tunnel.host, request.ssh)
         hold = secrets.token_hex(8) if request.hold else None
         minted = None
         if tunnel.facts.pooled is not None and (request.credential == "new" or not tunnel.live()):
@@ -278,11 +284,33 @@ class Supervisor:
     def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
         host = self._hosts.get(destination)
         if host is None:
-            how = Dialling(connect_s=self._settings.ssh_connect_s, idle_s=self._settings.ssh_idle_s)
+            how = Dialling(
+                connect_s=self._settings.ssh_connect_s,
+                idle_s=self._settings.ssh_idle_s,
+                passphrases=self._passphrases,
+            )
             host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
         host.agent = agent or host.agent
         host.pinned = pinned
         return host
+
+    async def _unlocked(self, host: Host, ssh: wire.SSH) -> None:
+        """
+        Have a caller told that *host* wants a passphrase while it can still be asked: a tunnel's client cannot.
+
+        Raises:
+            SSHKeyEncrypted: the identity file that it names is the host's, and nothing opens it.
+        """
+        path = host.destination.identity_file
+        if host.state == "up" or path is None or path != ssh.identity_file:
+            return
+        if await asyncio.to_thread(self._passphrases.lacks, path):
+            try:
+                await host.reach()
+            except SSHKeyEncrypted:
+                raise
+            except FluxError as problem:
+                log.info("%s is not reached yet: %s", host.destination, problem)
 
     def _host_moved(self, host: Host, name: str) -> None:
         self._events.emit(name, host=lambda: shown_host(host), problem=host.last_problem)

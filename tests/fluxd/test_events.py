@@ -25,6 +25,7 @@ from fluxd.plane import ControlPlane, Tokens
 from fluxd.safesocket import claim
 from fluxd.settings import TunnelSettings
 from fluxd.tunnels.events import BACKLOG, RETURN_WITHIN_S, Events
+from fluxd.tunnels.passphrases import Passphrases
 from fluxd.tunnels.supervisor import Supervisor
 from tests.fluxd.asking import Asker, asker
 
@@ -75,6 +76,7 @@ async def running(daemon_home: Path) -> AsyncIterator[Running]:
             keyring=logins,
             clock=clock,
             ssh_connect_s=5.0,
+            passphrases=Passphrases(),
         )
         api = Api(
             Organs(

@@ -18,10 +18,10 @@ class Terminal:
         self.process = process
         self.shown = ""
 
-    def read_until(self, words: str, *, within_s: float = 60) -> None:
-        """Fail if *words* do not appear."""
+    def read_until(self, words: str, *, times: int = 1, within_s: float = 60) -> None:
+        """Fail if *words* do not appear so often."""
         give_up_at = time.monotonic() + within_s
-        while words not in self.shown:
+        while self.shown.count(words) < times:
             assert self._read(give_up_at - time.monotonic()), f"no {words!r} in {self.shown!r}"
 
     def type(self, line: str) -> None:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from fluxctl.problems import PROBLEMS
@@ -64,6 +65,13 @@ def test_ssh_auth_failed(refused, daemon, project):
     error = refused("ssh_auth_failed", "db", "tunnel", *project, FLUX_DB_TUNNEL_IDENTITY_FILE=str(stranger))
     for word in ("FLUX_DB_TUNNEL_SSH_HOST", "key", "DOCKER_HOST=ssh://"):
         assert word in error
+
+
+def test_an_encrypted_identity_file_that_nobody_opens(refused, daemon, lab):
+    key = asyncssh.read_private_key(lab.env["FLUX_DB_TUNNEL_IDENTITY_FILE"])
+    key.write_private_key(locked := daemon.home / "locked", passphrase="open sesame")
+    error = refused("ssh_key_encrypted", "db", "tunnel", *FOUNDRY, "--identity-file", str(locked))
+    assert "ssh-add" in error
 
 
 def test_nothing_at_the_ssh_port(refused):

@@ -116,7 +116,7 @@ async def test_an_encrypted_identity_that_no_agent_has(embedded, tmp_path):
     locked = tmp_path / "locked"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(locked, passphrase="secret")
     problem = await problem_of_dialling(destination(embedded, identity=str(locked)))
-    assert problem.code == "ssh_key_unusable"
+    assert problem.code == "ssh_key_encrypted"
     assert "ssh-add" in problem.hint
 
 
