@@ -24,6 +24,7 @@ async def crash(rig: Rig) -> None:
     """What a kill -9 leaves: the files. Nothing is revoked, nothing is said."""
     old, rig.supervisor = rig.supervisor, None
     old._ticker.cancel()
+    old._network.close()
     tasks = [old._ticker]
     for tunnel in old._tunnels.values():
         tunnel.holds.clear()
