@@ -382,7 +382,7 @@ def _socket_failed(error: Exception, shown: str) -> FluxError:
     text = str(error)
     if number == errno.ECONNREFUSED or (number is None and f"Errno {errno.ECONNREFUSED}" in text):
         return SSHRefused(f"{shown} refuses connections on that port.")
-    if number in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE) or (number is None and f"Errno {errno.EMFILE}" in text):
         return TooManyOpenFiles()
     return SSHUnreachable(f"{shown} cannot be reached.", detail=text)
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Protocol, cast
 
@@ -25,6 +27,10 @@ EARLY_BYTES: Final = 64 * 1024
 BACKLOG: Final = 512
 # How long a client that reads nothing may keep the last bytes of an ended upstream in our memory.
 LINGER_S: Final = 30.0
+# No client is taken for so long when even the spare descriptor is gone.
+EXHAUSTED_S: Final = 1.0
+OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 Happening = Literal["client_connected", "client_refused", "client_left"]
 
@@ -88,7 +94,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _bind_problem(error: OSError, host: str, port: int) -> FluxError:
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in OUT_OF_DESCRIPTORS:
         return TooManyOpenFiles()
     if error.errno in (errno.EADDRINUSE, errno.EACCES):
         return PortTaken(f"Local port {port} is in use.")
@@ -110,7 +116,10 @@ class Forward:
         self._freed = freed
         self.port = int(sockets[0].getsockname()[1])
         self._sockets = sockets
-        self._servers: list[asyncio.Server] = []
+        self._meeting: set[asyncio.Task[None]] = set()
+        self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
+        # Given up for as long as it takes to turn a client away when there is no other.
+        self._spare: int | None = None
         self._open_channel = open_channel
         self._observe = observe
         self._relays: set[Relay] = set()
@@ -127,24 +136,84 @@ class Forward:
 
     async def start(self) -> None:
         """Accept clients; those that came since the port was bound are waiting already."""
-        loop = asyncio.get_running_loop()
+        self._keep_spare()
         for listener in self._sockets:
-            # Ours before it serves: were this cancelled in between, the loop would watch a socket that nobody closes.
-            server = await loop.create_server(lambda: Relay(self), sock=listener, start_serving=False)
-            self._servers.append(server)
-        for server in self._servers:
-            await server.start_serving()
+            self._watch(listener)
 
     def stop_listening(self) -> None:
         """Free the port at once. Relays go on."""
-        for server in self._servers:
-            server.close()
         for listener in self._sockets:
+            if listener.fileno() != -1:
+                asyncio.get_running_loop().remove_reader(listener)
+            if pause := self._paused.pop(listener, None):
+                pause.cancel()
             listener.close()
+        self._give_spare()
         self._freed()
+
+    # Not asyncio.start_server: without a descriptor left it leaves clients waiting and logs a hundred traces a second.
+
+    def _watch(self, listener: socket.socket) -> None:
+        self._paused.pop(listener, None)
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(BACKLOG):
+            try:
+                client, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except (InterruptedError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                if error.errno not in OUT_OF_DESCRIPTORS or not self._turn_away(listener):
+                    self._pause(listener)
+                return
+            client.setblocking(False)
+            meeting = asyncio.create_task(self._meet(client))
+            self._meeting.add(meeting)
+            meeting.add_done_callback(self._meeting.discard)
+
+    async def _meet(self, client: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Relay(self), client)
+        except OSError:
+            client.close()
+
+    def _turn_away(self, listener: socket.socket) -> bool:
+        """Refuse the client that waits first; False if there was not even a descriptor for that."""
+        self._give_spare()
+        try:
+            client, _address = listener.accept()
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        else:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            client.close()
+            self._observe("client_refused", TooManyOpenFiles())
+            return True
+        finally:
+            self._keep_spare()
+
+    def _pause(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        self._paused[listener] = loop.call_later(EXHAUSTED_S, self._watch, listener)
+
+    def _keep_spare(self) -> None:
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _give_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
 
     async def close_relays(self, *, within_s: float = 1.0) -> None:
         """End every relay: what Postgres said last is still delivered, then no client is waited for."""
+        while self._meeting:
+            await asyncio.wait(self._meeting)
         for relay in list(self._relays):
             relay.close()
         with contextlib.suppress(TimeoutError):
