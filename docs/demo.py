@@ -44,6 +44,8 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="flux-demo-"))
     home.chmod(0o711)  # run by root, Postgres runs as another user, who must get in
     signal.signal(signal.SIGTERM, _interrupted)
+    # Started in the background of a shell it comes ignored, and the programs interrupted below would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with running_lab(home) as lab, running_daemon(home):
             demonstrate(daemon_environment(home) | exported(lab / "env"))
