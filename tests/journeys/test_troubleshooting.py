@@ -295,3 +295,43 @@ def test_ctrl_c_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab):
             wait_until(lambda: not daemon.listening(), "no port is left open")
             wait_until(lambda: daemon.flux_json("tunnel", "list")["tunnels"] == [], "no tunnel is left")
     assert temporary_roles(lab.pool_admin_url) == before
+
+
+# --------------------------------------------------------------- what the client refuses
+
+ACKNOWLEDGED = "--yes-i-know-this-can-overwrite-data"
+
+
+@pytest.fixture
+def not_an_archive(tmp_path: Path) -> str:
+    path = tmp_path / "backup.dump"
+    path.write_text("this is no archive")
+    return str(path)
+
+
+def test_a_pooled_project_has_no_password_to_reveal(refused):
+    way_out = "Run `flux db tunnel foundry --hash 5774112`"
+    assert "pooled" in refused("pooled_password_refused", "db", "password", *FOUNDRY, hint=way_out)
+
+
+def test_a_restore_is_acknowledged_first(refused, not_an_archive):
+    assert "overwrite" in refused("restore_not_acknowledged", "db", "restore", *YEASTCOAST, "--input", not_an_archive)
+
+
+def test_a_pooled_project_is_not_restored_into(refused, not_an_archive):
+    words = ("db", "restore", *FOUNDRY, "--input", not_an_archive, ACKNOWLEDGED)
+    assert "not supported" in refused("restore_pooled", *words)
+
+
+def test_a_restore_under_the_wrong_name_is_refused(refused, not_an_archive):
+    words = ("db", "restore", "neighbour", "--hash", "ffca33f", "--input", not_an_archive, ACKNOWLEDGED)
+    assert "yeastcoast" in refused("slug_mismatch", *words)
+
+
+def test_what_is_no_archive_is_not_restored(refused, not_an_archive):
+    words = ("db", "restore", *YEASTCOAST, "--input", not_an_archive, ACKNOWLEDGED, "--skip-backup-check")
+    refused("archive_invalid", *words)
+
+
+def test_a_word_of_the_platforms_own_cli_that_is_not_there(refused, tmp_path):
+    assert "init" in refused("next_flux_missing", "init", PATH=str(tmp_path))
