@@ -49,6 +49,7 @@ class Tunnels(Protocol):
         self, *, tunnel: str | None, hold: str | None, since: int | None
     ) -> AbstractAsyncContextManager[AsyncIterator[wire.Event]]: ...
     def hosts(self) -> Collection[wire.HostStatus]: ...
+    def notices(self) -> Collection[str]: ...
     def pending_revocations(self) -> int: ...
     async def forget(self, name: str) -> None: ...
 
@@ -145,7 +146,7 @@ class Api(BackupsApi):
                 tunnels=len(tunnels),
                 relays=sum(tunnel.traffic.relays for tunnel in tunnels),
                 revocations_pending=self._tunnels.pending_revocations(),
-                notices=self._declared.notices(),
+                notices=[*self._tunnels.notices(), *self._declared.notices()],
             )
         )
 

@@ -407,6 +407,11 @@ class Supervisor:
     def pending_revocations(self) -> int:
         return self._grants.pending()
 
+    def notices(self) -> Collection[str]:
+        """What a user should know of the daemon's own state: a file that could not be read, and where it is now."""
+        found = [problem for problem in (self._journal.problem, self._ports.problem) if problem is not None]
+        return [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
+
     @asynccontextmanager
     async def events(
         self, *, tunnel: str | None, hold: str | None, since: int | None = None

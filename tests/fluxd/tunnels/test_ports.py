@@ -102,6 +102,12 @@ async def test_a_state_file_that_cannot_be_read_is_set_aside_not_overwritten(sma
     for name in ("ports.json", "journal.json"):
         assert (small_rig.state_dir / f"{name}.unreadable-0").read_bytes() == content
         assert msgspec.json.decode((small_rig.state_dir / name).read_bytes())["version"] == 1
+    said = small_rig.up.notices()
+    assert len(said) == 2
+    for name, notice in zip(("journal.json", "ports.json"), said, strict=True):
+        assert str(small_rig.state_dir / f"{name}.unreadable-0") in notice
+        assert errors.StateUnreadable.summary in notice
+        assert str(errors.StateUnreadable.hint) in notice
 
 
 async def test_a_state_that_cannot_be_written_asks_for_no_role(small_rig):
