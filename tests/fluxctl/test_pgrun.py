@@ -56,10 +56,10 @@ def test_whatever_ends_the_look_ends_the_program():
     class Enough(BaseException):
         pass
 
-    pids = []
+    others, pids = set(children()), []
 
     def look():
-        pids.extend(pid for pid in children() if pid not in pids)
+        pids.extend(pid for pid in children() if pid not in pids and pid not in others)
         raise Enough
 
     with pytest.raises(Enough):
