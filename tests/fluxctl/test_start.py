@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.furniture.portranges import port_range
 from tests.furniture.processes import alive, clean_environment, command, wait_until
 
 
@@ -15,7 +16,7 @@ from tests.furniture.processes import alive, clean_environment, command, wait_un
 def shell(home):
     """The environment of a shell with a private, not yet running daemon; whatever was started is ended."""
     directories = {f"FLUXD_{name}_DIR": str(home / name.lower()) for name in ("STATE", "CONFIG", "LOG")}
-    env = clean_environment(home, FLUXD_SOCKET=str(home / "s"), FLUXD_FIRST_PORT="29000", **directories)
+    env = clean_environment(home, FLUXD_SOCKET=str(home / "s"), FLUXD_FIRST_PORT=str(port_range()), **directories)
     yield env
     pids = daemons(home)
     for pid in pids:

@@ -6,7 +6,6 @@ what it printed; `daemon.hold(...)` keeps one running in the foreground. At the 
 """
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -20,12 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.furniture.portranges import PORTS_EACH, port_range
 from tests.furniture.processes import clean_environment, command, end, wait_until
-
-# Each daemon of a session looks for ports in a range of its own, below those that the kernel hands out to anybody.
-EPHEMERAL = 32768
-PORTS_EACH = 200
-_ranges = itertools.cycle(range(20000, EPHEMERAL - PORTS_EACH, PORTS_EACH))
 
 _daemons: "weakref.WeakSet[Daemon]" = weakref.WeakSet()
 
@@ -43,7 +38,7 @@ class Daemon:
         self.home = home
         self.socket = home / "s"
         self.log = home / "fluxd.out"
-        self.first_port = next(_ranges)
+        self.first_port = port_range()
         self.process: subprocess.Popen | None = None
         directories = {
             "FLUXD_STATE_DIR": str(home / "state"),

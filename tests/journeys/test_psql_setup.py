@@ -17,6 +17,7 @@ import pytest
 
 from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab
+from tests.furniture.portranges import PORTS_EACH
 from tests.furniture.postgres import temporary_roles
 from tests.furniture.processes import alive, command, descendants, end, wait_until
 
@@ -49,7 +50,7 @@ def test_its_json(daemon: Daemon, lab: Lab, project):
     assert (found["ok"], found["command"]) == (True, "SELECT 1 AS one")
     assert found["stdout"] == "one \n-----\n   1\n(1 row)"
     assert found["username"].startswith("flux_temp_ro_5774112_" if project == FOUNDRY else "postgres")
-    assert found["localPort"] in range(daemon.first_port, daemon.first_port + 200)
+    assert found["localPort"] in range(daemon.first_port, daemon.first_port + PORTS_EACH)
 
 
 @BOTH

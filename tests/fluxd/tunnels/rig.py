@@ -13,6 +13,7 @@ from fluxd.settings import TunnelSettings
 from fluxd.tunnels.supervisor import Supervisor
 from fluxplane.wire import Secret
 from tests.furniture.contract import TOKEN, ContractPlane, NoKeyring, Project
+from tests.furniture.portranges import port_range
 
 V1_HASH = "ffca33f"
 V2_HASH = "5774112"
@@ -26,7 +27,7 @@ class Rig:
         self.postgres = postgres
         self.state_dir = state_dir
         self.clock = clock or Clock()
-        self.settings = TunnelSettings(first_port=25432)
+        self.settings = TunnelSettings(first_port=port_range())
         self.control = ControlPlane()
         self.supervisor: Supervisor | None = None
         plane.ssh = {"sshHost": host.host, "sshUser": host.user, "sshPort": host.port}

@@ -59,13 +59,15 @@ async def test_a_port_busy_from_the_start_is_passed_over(small_rig):
 
 
 async def test_a_strict_port_that_is_busy_is_an_error_before_any_role_is_asked_for(small_rig):
-    with occupied(25777), pytest.raises(errors.PortTaken):
-        await small_rig.open(local_port=25777, strict_port=True)
+    busy = small_rig.settings.first_port + 7
+    with occupied(busy), pytest.raises(errors.PortTaken):
+        await small_rig.open(local_port=busy, strict_port=True)
     assert small_rig.plane.asked["mint"] == 0
 
 
 async def test_a_port_that_is_asked_for_is_had(small_rig):
-    assert (await small_rig.open(local_port=25777)).tunnel.port == 25777
+    wanted = small_rig.settings.first_port + 7
+    assert (await small_rig.open(local_port=wanted)).tunnel.port == wanted
 
 
 async def test_another_projects_port_is_never_given_away(small_rig):
