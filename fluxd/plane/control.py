@@ -76,8 +76,9 @@ class _AuditAnswer(wire.Body, frozen=True):
 class ControlPlane:
     """Every control plane this daemon talks to. Leave it (`async with`, or `aclose`) to close its connections."""
 
-    def __init__(self, observe: Observer | None = None) -> None:
+    def __init__(self, observe: Observer | None = None, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
         """*observe* hears of every request: its route's name, how long it took, `ok` or the problem's code."""
+        self._answer_within_s = answer_within_s
         self._observe = observe or (lambda _route, _took_s, _outcome: None)
         self._session: aiohttp.ClientSession | None = None
 
@@ -207,7 +208,7 @@ class ControlPlane:
         query: Mapping[str, str] | None = None,
         body: object = None,
         judge: Judge | None = None,
-        within_s: float = ANSWER_WITHIN_S,
+        within_s: float | None = None,
     ) -> tuple[int, T]:
         """Any other route: its status and its 2xx answer as *kind*."""
         reply = await self._send(
@@ -234,7 +235,7 @@ class ControlPlane:
         url = f"{caller.api_base}/cli/v1{path}"
         sent = {**_headers(caller.api_base, token, None), "Accept": "*/*", **(headers or {})}
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with asyncio.timeout(self._answer_within_s):
                 response = await self._open_session().get(url, params=query, headers=sent, allow_redirects=False)
             async with response:
                 if not 200 <= response.status < 300:
@@ -275,14 +276,16 @@ class ControlPlane:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         judge: Judge | None = None,
-        within_s: float = ANSWER_WITHIN_S,
+        within_s: float | None = None,
     ) -> Reply:
         """The plane's 2xx answer; anything else is raised as the problem it is."""
         data = None if body is None else wire.encode(body)
         named = {**_headers(base, token, data), **(headers or {})}
         began, outcome = _now(), "cancelled"
         try:
-            reply = await self._exchange(method, f"{base}/cli/v1{path}", query or {}, data, named, within_s)
+            reply = await self._exchange(
+                method, f"{base}/cli/v1{path}", query or {}, data, named, within_s or self._answer_within_s
+            )
             if not 200 <= reply.status < 300:
                 said = answers.refusal(reply, token)
                 raise answers.problem(said, base, judge(said) if judge else None)

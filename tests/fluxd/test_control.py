@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from fluxd.core import errors
 from fluxd.plane import Caller, ControlPlane
-from fluxd.plane import control as control_module
 from fluxplane.wire import DedicatedCredentials, DedicatedPlan, GrantRequest, Secret, TunnelReport
 from tests.fluxd.contract_plane import GRANT, TOKEN, V1_CREDENTIALS, V1_PLAN, VERIFIED, ContractPlane, contract_plane
 
@@ -289,15 +288,15 @@ async def test_a_huge_answer_is_not_read_to_its_end(plane: ContractPlane, contro
         await control.projects(caller(plane))
 
 
-async def test_a_plane_that_never_answers_is_given_up(plane: ContractPlane, control: ControlPlane, monkeypatch):
+async def test_a_plane_that_never_answers_is_given_up(plane: ContractPlane):
     async def never(_request: web.Request) -> web.Response:
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(control_module, "ANSWER_WITHIN_S", 0.2)
     plane.do("GET /list", never)
-    with pytest.raises(errors.PlaneUnreachable):
-        await control.projects(caller(plane))
+    async with ControlPlane(answer_within_s=0.2) as control:
+        with pytest.raises(errors.PlaneUnreachable):
+            await control.projects(caller(plane))
 
 
 @pytest.mark.parametrize(

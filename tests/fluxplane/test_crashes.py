@@ -27,7 +27,7 @@ def plane_url(world: World) -> str:
     return world.server.url(urlsplit(world.settings.catalogue_url.reveal()).path[1:]).reveal()
 
 
-async def until_true(query: str, url: str, *values: Any, within_s: float = 4.0) -> None:
+async def until_true(query: str, url: str, *values: Any, within_s: float = 15.0) -> None:
     give_up_at = time.monotonic() + within_s
     with psycopg.connect(url, autocommit=True) as link:
         while not (link.execute(query, values).fetchone() or (False,))[0]:

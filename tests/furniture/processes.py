@@ -46,9 +46,16 @@ def end(process: subprocess.Popen, *, with_signal: int = signal.SIGTERM, within_
 
 def descendants(pid: int) -> Iterator[int]:
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
+        for child in _children(path):
             yield child
             yield from descendants(child)
+
+
+def _children(path: Path) -> list[int]:
+    try:
+        return [int(child) for child in path.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has ended since it was seen
 
 
 def alive(pids: list[int]) -> list[int]:
