@@ -249,7 +249,8 @@ class Tunnel:
         await self.forward.start()
 
     async def _redial(self) -> Event:
-        await self.host.wait_up()
+        while self.host.state != "up":  # it may be lost again before we are told
+            await self.host.wait_up(hurry=False)
         return Event.HOST_REGAINED
 
     def _stop_listening(self) -> None:
