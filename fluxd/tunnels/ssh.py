@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import asyncssh
 
@@ -37,6 +38,8 @@ from fluxd.core.target import clean
 
 from .dial import Destination, Dialling, dial
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 # sshd's MaxSessions is 10, and others may be logged in over the same connection's account.
@@ -47,6 +50,8 @@ LONGEST_ANSWER: Final = 64 * 1024
 BUSY_S: Final = 5.0
 BUSY_PAUSE_S: Final = 0.1
 CHANNEL_S: Final = 15.0
+# A host that answers none of its openings is not to fill our memory with them.
+OPENINGS_AT_ONCE: Final = 1000
 # A connection that lasted this long was a good one: the next redial starts from the shortest delay.
 GOOD_AFTER_S: Final = 10.0
 LEAST_PAUSE_S: Final = 0.05
@@ -89,7 +94,7 @@ class Host:
         self._keeper: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self._poked = asyncio.Event()
-        self._opening: set[asyncio.Task[ChannelTransport]] = set()
+        self._opening: set[asyncio.Task[Any]] = set()
         self._dialling: asyncio.Timeout | None = None
         self._dials_anew = 0
         self._doubted = asyncio.Event()
@@ -363,7 +368,7 @@ class Host:
             while True:
                 try:
                     async with asyncio.timeout(QUESTION_S):
-                        return await _run(self._use(), command)
+                        return await self._run(command)
                 except asyncssh.ChannelOpenError as error:
                     if self._clock.now() > patience:
                         raise SSHBusy(detail=clean(error.reason)) from error
@@ -372,6 +377,16 @@ class Host:
                 except (asyncssh.Error, OSError) as error:
                     raise SSHLost(detail=clean(str(error))) from error
                 await asyncio.sleep(BUSY_PAUSE_S)
+
+    async def _run(self, command: str) -> Answer:
+        process = await self._opened(_started(self._use(), command), asyncssh.SSHClientProcess.close)
+        try:
+            out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+            if len(out) < LONGEST_ANSWER and len(err) < LONGEST_ANSWER:
+                await process.wait_closed()
+        finally:
+            process.close()
+        return Answer(process.exit_status if process.exit_signal is None else None, out, err)
 
     @contextlib.asynccontextmanager
     async def _question(self) -> AsyncIterator[None]:
@@ -395,17 +410,28 @@ class Host:
         Raises:
             SSHForwardingRefused, UpstreamRefused, UpstreamUnreachable, SSHBusy, SSHLost: what the host says to it.
         """
-        opening = asyncio.create_task(self._create(protocol_factory, host, port))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
         try:
             async with asyncio.timeout(CHANNEL_S):
-                return await asyncio.shield(opening)
+                return await self._opened(self._create(protocol_factory, host, port), ChannelTransport.abort)
         except TimeoutError as error:
-            opening.add_done_callback(_abandon)
             raise UpstreamUnreachable(f"{host}:{port} did not answer within {CHANNEL_S:.0f} s.") from error
+
+    async def _opened(self, opening: Coroutine[Any, Any, T], end: Callable[[T], None]) -> T:
+        """
+        What *opening* makes of a channel. Cancelled, it goes on without us, and *end* is called with what came of it.
+
+        SSH cannot take back what it asked for, and asyncssh forgets to close what comes after it was cancelled.
+        """
+        if len(self._opening) >= OPENINGS_AT_ONCE:
+            opening.close()
+            raise SSHBusy(f"{OPENINGS_AT_ONCE} channels to {self.destination} wait for an answer already.")
+        task = asyncio.create_task(opening)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
-            opening.add_done_callback(_abandon)
+            task.add_done_callback(functools.partial(_abandon, end))
             raise
 
     async def open_stream(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -521,10 +547,10 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
         self.transport.abort()
 
 
-def _abandon(opening: asyncio.Task[ChannelTransport]) -> None:
+def _abandon(end: Callable[[T], None], opening: asyncio.Task[T]) -> None:
     """Nobody waits any more for this channel."""
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().abort()
+        end(opening.result())
 
 
 def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> FluxError:
@@ -540,15 +566,8 @@ def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> Flu
     return UpstreamUnreachable(f"The SSH host cannot reach {where}.", detail=reason)
 
 
-async def _run(connection: asyncssh.SSHClientConnection, command: str) -> Answer:
-    process = await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding="utf-8", errors="replace")
-    try:
-        out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-        if len(out) < LONGEST_ANSWER and len(err) < LONGEST_ANSWER:
-            await process.wait_closed()
-    finally:
-        process.close()
-    return Answer(process.exit_status if process.exit_signal is None else None, out, err)
+async def _started(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[str]:
+    return await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding="utf-8", errors="replace")
 
 
 async def _read(stream: asyncssh.SSHReader[str]) -> str:

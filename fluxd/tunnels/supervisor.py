@@ -59,7 +59,7 @@ from .tunnel import House, Tunnel, new_id
 log = logging.getLogger(__name__)
 
 # The clock that counts sleep is re-read this often: a laptop that wakes finds its leases over within it.
-TICK_S: Final = 1.0
+TICK_S: Final = 0.5
 # So much further than the one that stands still: this machine has slept.
 SLEPT_S: Final = 2.0
 REVOKED_WITHIN_S: Final = 5.0

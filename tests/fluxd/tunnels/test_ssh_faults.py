@@ -12,11 +12,13 @@ import pytest
 from fluxd.clock import Clock
 from fluxd.core.backoff import Backoff
 from fluxd.core.errors import SSHLost
+from fluxd.core.lifecycle import Event
 from fluxd.core.target import Target
 from fluxd.settings import TunnelSettings
 from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
 from fluxd.tunnels.ssh import Host
+from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
 
@@ -77,6 +79,21 @@ async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(fau
     problem = events.problem("client_refused")
     assert problem.code.startswith("ssh_")
     assert problem.hint
+
+
+async def test_a_host_that_is_lost_as_the_tunnel_comes_up_still_has_it_listening(small_rig, monkeypatch):
+    """The loss is told in the same turn of the loop: to redial ends every step that has not begun yet."""
+    feed = Tunnel.feed
+
+    def feed_and_lose(tunnel, event):
+        feed(tunnel, event)
+        if event is Event.NO_GRANT_NEEDED:
+            feed(tunnel, Event.HOST_LOST)
+
+    monkeypatch.setattr(Tunnel, "feed", feed_and_lose)
+    opened = await small_rig.open(V1_HASH)
+    async with asyncio.timeout(5):
+        assert await small_rig.ask(opened) == "postgres"
 
 
 async def test_a_host_that_lets_us_in_and_hangs_up_at_once_is_redialled_with_growing_pauses(faulty_rig):
@@ -202,7 +219,7 @@ async def forwarded(faulty_ssh, how, clock=None):
 
     await host.reach()
     forward = Forward(bind("127.0.0.1", 0), open_channel=open_channel, observe=lambda *_: None)
-    await forward.start()
+    forward.start()
     try:
         yield host, forward, happened
     finally:
