@@ -39,7 +39,7 @@ async def main(args):
     for port in args.to:
         open_channel = lambda factory, port=port: host.open_channel(factory, "127.0.0.1", port)  # noqa: E731
         forwards.append(Forward(bind("127.0.0.1", 0), open_channel=open_channel, observe=lambda *_: None))
-        await forwards[-1].start()
+        forwards[-1].start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     print(json.dumps([forward.port for forward in forwards]), flush=True)

@@ -68,6 +68,8 @@ class TunnelSettings:
     ssh_connect_s: float = 15.0
     # An SSH connection that nobody uses for so long is closed, and comes back with the next client.
     ssh_idle_s: float = 600.0
+    # After so long a silence it is asked for a sign of life; after three times as long it is lost. No key of the file.
+    ssh_keepalive_s: float = 4.0
 
 
 @dataclass(frozen=True)

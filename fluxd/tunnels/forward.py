@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -21,6 +22,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Protocol, cast
 
 from fluxd.core.errors import FluxError, LocalHostForbidden, PortTaken, TooManyOpenFiles
+
+log = logging.getLogger(__name__)
 
 # What a client may send before its channel is open.
 EARLY_BYTES: Final = 64 * 1024
@@ -134,7 +137,7 @@ class Forward:
     def relays(self) -> int:
         return len(self._relays)
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Accept clients; those that came since the port was bound are waiting already."""
         self._keep_spare()
         for listener in self._sockets:
@@ -241,11 +244,17 @@ class Forward:
         try:
             channel = await self._open_channel(lambda: Upstream(relay))
         except FluxError as problem:
-            self._observe("client_refused", problem)
-            relay.abort()
+            self._refuse(relay, problem)
+        except Exception as error:
+            log.exception("a channel could not be opened for a reason that nobody thought of")
+            self._refuse(relay, FluxError(detail=type(error).__name__))
         else:
             relay.joined(channel)
             self._observe("client_connected", None)
+
+    def _refuse(self, relay: Relay, problem: FluxError) -> None:
+        self._observe("client_refused", problem)
+        relay.abort()
 
     def _left(self, relay: Relay) -> None:
         self._relays.discard(relay)

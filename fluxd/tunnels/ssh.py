@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import asyncssh
 
@@ -38,6 +39,8 @@ from fluxd.core.target import clean
 
 from .dial import Destination, Dialling, dial
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 # sshd's MaxSessions is 10, and others may be logged in over the same connection's account.
@@ -50,17 +53,16 @@ BUSY_PAUSE_S: Final = 0.1
 CHANNEL_S: Final = 15.0
 # Who sends this much at once fills whole segments, which nothing holds back.
 BULK: Final = 4096
+# A host that answers none of its openings is not to fill our memory with them.
+OPENINGS_AT_ONCE: Final = 1000
 # A connection that lasted this long was a good one: the next redial starts from the shortest delay.
 GOOD_AFTER_S: Final = 10.0
 LEAST_PAUSE_S: Final = 0.05
-# The clock that counts sleep is compared with the one that does not so often, and so much apart they have slept.
+# So often it is looked at whether anybody uses the connection, and, on a clock that counts sleep, whether a try is due.
 LOOK_S: Final = 1.0
-SLEPT_S: Final = 2.0
-# Interval and count of keepalives to a connection that was slept over: 0.75 s.
-WAKE_KEEPALIVE: Final = (0.25, 2)
-# And to one under which the network changed, for so long: 1.2 s, since most changes touch no connection of ours.
-CHANGE_KEEPALIVE: Final = (0.4, 2)
-CHANGE_S: Final = 2.0
+# A doubted connection that has said nothing for so long, or for twice what its last channel took, is dialled beside.
+ANSWERS_S: Final = 0.5
+MOST_PATIENT_S: Final = 5.0
 # A dial that the network changes under is begun again so often; a network that never rests is not to keep us from it.
 DIALS_ANEW: Final = 3
 
@@ -95,9 +97,14 @@ class Host:
         self._keeper: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self._poked = asyncio.Event()
-        self._opening: set[asyncio.Task[ChannelTransport]] = set()
+        self._opening: set[asyncio.Task[Any]] = set()
         self._dialling: asyncio.Timeout | None = None
-        self._changed = asyncio.Event()
+        self._dials_anew = 0
+        self._doubted = asyncio.Event()
+        # Set by whatever comes through a channel, and by an answer to our own question.
+        self.heard = asyncio.Event()
+        self._hearing: asyncio.Task[None] | None = None
+        self._closed = False
 
     # ------------------------------------------------------------ the connection
 
@@ -112,9 +119,8 @@ class Host:
         if problem is not None:
             raise problem
 
-    async def wait_up(self) -> None:
-        """Be connected, however many tries it takes: bound it. The first try is made at once."""
-        hurry = True
+    async def wait_up(self, *, hurry: bool = True) -> None:
+        """Be connected, however many tries it takes: bound it. With *hurry* the first of them is made at once."""
         while await self._next_outcome(hurry=hurry) is not None:
             hurry = False
 
@@ -124,32 +130,36 @@ class Host:
         key = self._connection.get_server_host_key() if self._connection is not None else None
         return key.get_fingerprint() if key is not None else None
 
-    def network_changed(self) -> None:
+    def doubt(self) -> None:
         """
-        A link, an address or a route of this machine is another than before.
+        This machine has slept, or a link, an address or a route of it is another than before.
 
         The connection has to show that it is still there. Without one, the next try is made now: also in place of one
         under way, which may wait for an answer on a way that is no more.
         """
         if self.state == "up":
-            self._changed.set()
+            self._doubted.set()
         elif self.state == "waiting":
             self._poked.set()
-        elif self._dialling is not None:
-            self._dialling.reschedule(asyncio.get_running_loop().time())
+        elif self._dialling is not None and self._dials_anew > 0:
+            self._dials_anew -= 1
+            self._dial_no_more(self._dialling)
 
     async def aclose(self) -> None:
-        """End the connection, with every channel in it, and dial no more."""
+        """End the connection, with every channel in it, and dial no more: whoever waits is told that it is lost."""
+        self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        self._settle(SSHLost("The connection to the SSH host was closed."))
+        self._settle(SSHLost(f"The connection to {self.destination} was closed."))
         while self._opening:
             await asyncio.wait(self._opening)
 
     async def _next_outcome(self, *, hurry: bool) -> FluxError | None:
         """What the try that is under way, or the next one, comes to; None: connected."""
+        if self._closed:
+            raise SSHLost(f"The connection to {self.destination} was closed.")
         if self.state == "up":
             self._used_at = self._clock.awake()
             return None
@@ -171,70 +181,122 @@ class Host:
 
     async def _keep(self) -> None:
         """Dial, live with the connection until it ends, dial again."""
-        while True:
-            self.state = "connecting"
-            self._poked.clear()
-            try:
-                connection = await self._dial()
-            except FluxError as problem:
-                await self._failed(problem)
-                continue
-            try:
-                self._up(connection)
-                await self._live_with(connection)
-                unused = self._is_unused()
-                if unused:
-                    self._rest()
-            finally:
-                await _ended(connection)
-            if unused:
-                await self._poked.wait()
-                continue
-            await self._lost()
+        try:
+            while True:
+                self.state = "connecting"
+                self._poked.clear()
+                try:
+                    await self._up(await self._dial())
+                except FluxError as problem:
+                    await self._failed(problem)
+                    continue
+                await self._live()
+                if self._is_unused():
+                    await self._rest()
+                else:
+                    await self._lost()
+        finally:
+            await self._hang_up()
 
     async def _dial(self) -> asyncssh.SSHClientConnection:
-        for _ in range(DIALS_ANEW):
-            with contextlib.suppress(TimeoutError):  # the network has changed; `dial` raises none
+        """A new connection; or, if it answers first, the one that is doubted."""
+        self._dials_anew = DIALS_ANEW
+        while not self._has_answered:
+            with contextlib.suppress(TimeoutError):  # told to dial no more; `dial` raises none
                 try:
                     async with asyncio.timeout(None) as self._dialling:
                         return await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
                 finally:
                     self._dialling = None
-        return await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
+        return self._use()
 
-    def _up(self, connection: asyncssh.SSHClientConnection) -> None:
-        self._connection = connection
-        self.generation += 1
-        self.state, self.last_problem, self.connected_at = "up", None, self._clock.wall()
-        self._up_since, self._used_at = self._clock.now(), self._clock.awake()
+    def _dial_no_more(self, dialling: asyncio.Timeout) -> None:
+        dialling.reschedule(asyncio.get_running_loop().time())
+
+    async def _up(self, connection: asyncssh.SSHClientConnection) -> None:
+        if connection is not self._connection:
+            old, self._connection = self._connection, connection
+            self.generation += 1
+            self._up_since, self.connected_at = self._clock.now(), self._clock.wall()
+            if old is not None:
+                await _ended(old)
+        await self._hear_no_more()
+        self.state, self.last_problem = "up", None
+        self._used_at = self._clock.awake()
         self._settle(None)
         self._observe(self, "host_up")
 
-    async def _live_with(self, connection: asyncssh.SSHClientConnection) -> None:
-        """
-        Until it ends. After this machine has slept it has less than a second to show that it is still there, after a
-        change of the network less than two.
-
-        Its keepalives would take their time: they are timed by a clock that stood still, and begin with patience.
-        """
+    async def _live(self) -> None:
+        """Until the connection ends, nobody needs it, or it is doubted and says nothing."""
+        connection = self._use()
         closing = asyncio.create_task(connection.wait_closed())
-        kept = usual = (self._how.keepalive_interval_s, self._how.keepalive_count)
-        self._changed.clear()
-        doubted_until = self._clock.awake()
+        self._doubted.clear()
         try:
             while not closing.done() and not self._is_unused():
-                slept = await self._slept_before(closing)
-                if self._changed.is_set():
-                    self._changed.clear()
-                    doubted_until = self._clock.awake() + CHANGE_S
-                doubted = self._clock.awake() < doubted_until
-                wanted = WAKE_KEEPALIVE if slept else CHANGE_KEEPALIVE if doubted else usual
-                if wanted != kept and not closing.done():
-                    kept = wanted
-                    connection.set_keepalive(*wanted)
+                await self._moment(closing)
+                if self._doubted.is_set() and not await self._answers(connection, closing):
+                    break
         finally:
             closing.cancel()
-            await asyncio.wait([closing])
+
+    async def _moment(self, closing: asyncio.Task[None]) -> None:
+        """Until it closes or is doubted, a second at most."""
+        doubting: asyncio.Task[Any] = asyncio.create_task(self._doubted.wait())
+        try:
+            await asyncio.wait({closing, doubting}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            doubting.cancel()
+
+    # Its keepalives would take their time: they are timed by a clock that stood still, and begin with patience. But a
+    # link may be slow and a host busy, so that silence does not end what is on the connection: it is told to be lost,
+    # another is dialled, and whichever answers first is the one. If neither does, keepalives end it.
+
+    async def _answers(self, connection: asyncssh.SSHClientConnection, closing: asyncio.Task[None]) -> bool:
+        """Whether the doubted connection says anything soon; if not, it is listened to further on."""
+        self._doubted.clear()
+        self.heard.clear()
+        self._hearing = asyncio.create_task(self._hear(connection))
+        soon_s = min(max(ANSWERS_S, 2 * (self.latency_s or 0.0)), MOST_PATIENT_S)
+        await asyncio.wait({closing, self._hearing}, timeout=soon_s, return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done() and not self.heard.is_set():
+            return False
+        await self._hear_no_more()
+        return True
+
+    async def _hear(self, connection: asyncssh.SSHClientConnection) -> None:
+        """Ask *connection* for a sign of life, and when there is one end the dial or the pause in its place."""
+
+        def told(answer: asyncio.Future[Any]) -> None:
+            if not answer.cancelled() and not connection.is_closed():
+                self.heard.set()
+
+        # What its keepalives ask; there is no public word for it.
+        asking = asyncio.ensure_future(connection._make_global_request(b"keepalive@openssh.com"))  # noqa: SLF001
+        asking.add_done_callback(told)
+        try:
+            await self.heard.wait()
+        finally:
+            asking.cancel()
+        self._poked.set()
+        if self._dialling is not None:
+            self._dial_no_more(self._dialling)
+
+    @property
+    def _has_answered(self) -> bool:
+        """Whether the connection that did not answer in time now has."""
+        return self._hearing is not None and self.heard.is_set()
+
+    async def _hear_no_more(self) -> None:
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.wait([self._hearing])
+            self._hearing = None
+
+    async def _hang_up(self) -> None:
+        await self._hear_no_more()
+        connection, self._connection, self.connected_at = self._connection, None, None
+        if connection is not None:
+            await _ended(connection)
 
     def _is_unused(self) -> bool:
         """Whether nobody has needed the connection for as long as it may idle; our own sleep does not count."""
@@ -243,22 +305,13 @@ class Host:
             self._used_at = now
         return now - self._used_at >= self._how.idle_s
 
-    def _rest(self) -> None:
+    async def _rest(self) -> None:
         """Be without a connection until somebody needs one; nobody has lost anything."""
-        self._connection, self.connected_at = None, None
         self._poked.clear()
         self.state, self._backoff = "idle", self._backoff.reset()
+        await self._hang_up()
         self._observe(self, "host_idle")
-
-    async def _slept_before(self, ended: asyncio.Future[None]) -> bool:
-        """Wait for *ended*, or a change of the network, a second at most; whether this machine slept meanwhile."""
-        before = self._clock.now() - self._clock.awake()
-        changing: asyncio.Future[Any] = asyncio.create_task(self._changed.wait())
-        try:
-            await asyncio.wait({ended, changing}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changing.cancel()
-        return self._clock.now() - self._clock.awake() - before > SLEPT_S
+        await self._poked.wait()
 
     async def _failed(self, problem: FluxError) -> None:
         self.state, self.last_problem = "waiting", problem
@@ -269,8 +322,12 @@ class Host:
         await self._pause()
 
     async def _lost(self) -> None:
-        self._connection, self.connected_at = None, None
-        self.state, self.last_problem = "waiting", SSHLost(f"The connection to {self.destination} was lost.")
+        self.state = "waiting"
+        if self._hearing is None:
+            self.last_problem = SSHLost(f"The connection to {self.destination} was lost.")
+            await self._hang_up()
+        else:
+            self.last_problem = SSHLost(f"The connection to {self.destination} does not answer.")
         if self._clock.now() - self._up_since >= GOOD_AFTER_S:
             self._backoff = self._backoff.reset()
         self._poked.clear()
@@ -281,16 +338,19 @@ class Host:
     async def _pause(self) -> None:
         """Until the next try is due, or somebody cannot wait; but never quite at once, for somebody may be many."""
         await asyncio.sleep(LEAST_PAUSE_S)
-        while (left_s := self._backoff.wait_s(self._clock.now())) > 0 and not self._poked.is_set():
+        while (left_s := self._backoff.wait_s(self._clock.now())) > 0 and not self._is_wanted():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, LOOK_S)):  # a timeout does not count sleep, `left_s` does
                     await self._poked.wait()
+
+    def _is_wanted(self) -> bool:
+        return self._poked.is_set() or self._has_answered
 
     def _settle(self, outcome: FluxError | None) -> None:
         settled, self._outcome = self._outcome, asyncio.get_running_loop().create_future()
         settled.set_result(outcome)
 
-    def _live(self) -> asyncssh.SSHClientConnection:
+    def _use(self) -> asyncssh.SSHClientConnection:
         if self._connection is None:
             raise self.last_problem or SSHLost(f"There is no connection to {self.destination}.")
         return self._connection
@@ -311,7 +371,7 @@ class Host:
             while True:
                 try:
                     async with asyncio.timeout(QUESTION_S):
-                        return await _run(self._live(), command)
+                        return await self._run(command)
                 except asyncssh.ChannelOpenError as error:
                     if self._clock.now() > patience:
                         raise SSHBusy(detail=clean(error.reason)) from error
@@ -320,6 +380,16 @@ class Host:
                 except (asyncssh.Error, OSError) as error:
                     raise SSHLost(detail=clean(str(error))) from error
                 await asyncio.sleep(BUSY_PAUSE_S)
+
+    async def _run(self, command: str) -> Answer:
+        process = await self._opened(_started(self._use(), command), asyncssh.SSHClientProcess.close)
+        try:
+            out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+            if len(out) < LONGEST_ANSWER and len(err) < LONGEST_ANSWER:
+                await process.wait_closed()
+        finally:
+            process.close()
+        return Answer(process.exit_status if process.exit_signal is None else None, out, err)
 
     @contextlib.asynccontextmanager
     async def _question(self) -> AsyncIterator[None]:
@@ -343,17 +413,28 @@ class Host:
         Raises:
             SSHForwardingRefused, UpstreamRefused, UpstreamUnreachable, SSHBusy, SSHLost: what the host says to it.
         """
-        opening = asyncio.create_task(self._create(protocol_factory, host, port))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
         try:
             async with asyncio.timeout(CHANNEL_S):
-                return await asyncio.shield(opening)
+                return await self._opened(self._create(protocol_factory, host, port), ChannelTransport.abort)
         except TimeoutError as error:
-            opening.add_done_callback(_abandon)
             raise UpstreamUnreachable(f"{host}:{port} did not answer within {CHANNEL_S:.0f} s.") from error
+
+    async def _opened(self, opening: Coroutine[Any, Any, T], end: Callable[[T], None]) -> T:
+        """
+        What *opening* makes of a channel. Cancelled, it goes on without us, and *end* is called with what came of it.
+
+        SSH cannot take back what it asked for, and asyncssh forgets to close what comes after it was cancelled.
+        """
+        if len(self._opening) >= OPENINGS_AT_ONCE:
+            opening.close()
+            raise SSHBusy(f"{OPENINGS_AT_ONCE} channels to {self.destination} wait for an answer already.")
+        task = asyncio.create_task(opening)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
-            opening.add_done_callback(_abandon)
+            task.add_done_callback(functools.partial(_abandon, end))
             raise
 
     async def open_stream(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -365,7 +446,7 @@ class Host:
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _create(self, protocol_factory: Callable[[], asyncio.Protocol], host: str, port: int) -> ChannelTransport:
-        connection = self._live()
+        connection = self._use()
         session = _Session(self, protocol_factory(), _hastened(connection))
         begun = time.monotonic()
         try:
@@ -439,6 +520,7 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
     def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - there is one kind
         if len(data) < BULK:
             self._hasten()
+        self._host.heard.set()
         try:
             self._protocol.data_received(data)
         except Exception as error:  # noqa: BLE001 - told, and contained
@@ -451,6 +533,7 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
         self._tell(self._protocol.pause_writing)
 
     def resume_writing(self) -> None:
+        self._host.heard.set()
         self._tell(self._protocol.resume_writing)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -491,10 +574,10 @@ def _hastened(connection: asyncssh.SSHClientConnection) -> Callable[[], None]:
     return hasten
 
 
-def _abandon(opening: asyncio.Task[ChannelTransport]) -> None:
+def _abandon(end: Callable[[T], None], opening: asyncio.Task[T]) -> None:
     """Nobody waits any more for this channel."""
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().abort()
+        end(opening.result())
 
 
 def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> FluxError:
@@ -510,15 +593,8 @@ def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> Flu
     return UpstreamUnreachable(f"The SSH host cannot reach {where}.", detail=reason)
 
 
-async def _run(connection: asyncssh.SSHClientConnection, command: str) -> Answer:
-    process = await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding="utf-8", errors="replace")
-    try:
-        out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-        if len(out) < LONGEST_ANSWER and len(err) < LONGEST_ANSWER:
-            await process.wait_closed()
-    finally:
-        process.close()
-    return Answer(process.exit_status if process.exit_signal is None else None, out, err)
+async def _started(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[str]:
+    return await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding="utf-8", errors="replace")
 
 
 async def _read(stream: asyncssh.SSHReader[str]) -> str:

@@ -59,7 +59,9 @@ from .tunnel import House, Tunnel, new_id
 log = logging.getLogger(__name__)
 
 # The clock that counts sleep is re-read this often: a laptop that wakes finds its leases over within it.
-TICK_S: Final = 1.0
+TICK_S: Final = 0.5
+# So much further than the one that stands still: this machine has slept.
+SLEPT_S: Final = 2.0
 REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
 REPORTED_WITHIN_S: Final = 5.0
@@ -110,7 +112,7 @@ class Supervisor:
         self._binding = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
-        self._network = NetWatch(self._network_changed)
+        self._network = NetWatch(self._doubt_hosts)
         self._closing = False
 
     # ------------------------------------------------------------------- starting
@@ -286,6 +288,7 @@ class Supervisor:
         if host is None:
             how = Dialling(
                 connect_s=self._settings.ssh_connect_s,
+                keepalive_interval_s=self._settings.ssh_keepalive_s,
                 idle_s=self._settings.ssh_idle_s,
                 passphrases=self._passphrases,
             )
@@ -319,9 +322,10 @@ class Supervisor:
                 if tunnel.host is host:
                     tunnel.host_lost()
 
-    def _network_changed(self) -> None:
+    def _doubt_hosts(self) -> None:
+        """This machine has slept, or its network has changed: what was there before may not be."""
         for host in self._hosts.values():
-            host.network_changed()
+            host.doubt()
 
     def hosts(self) -> list[wire.HostStatus]:
         return [shown_host(host) for host in self._hosts.values()]
@@ -578,13 +582,21 @@ class Supervisor:
             self._network.start()
 
     async def _tick(self) -> None:
+        slept_s = self._slept_s()
         while True:
+            if self._slept_s() - slept_s > SLEPT_S:
+                self._doubt_hosts()
+            slept_s = self._slept_s()
             now = self._clock.now()
             due = [tunnel.tick(now) for tunnel in list(self._tunnels.values()) if not tunnel.life.over]
             for record in self._grants.bare():
                 if record.lease is not None and now >= record.lease.ends_at:
                     self._grants.end(record.grant_id)
             await asyncio.sleep(max(0.0, min([TICK_S, *(at - self._clock.now() for at in due)])))
+
+    def _slept_s(self) -> float:
+        """How much longer than it was awake this machine has been on; where that begins says nothing."""
+        return self._clock.now() - self._clock.awake()
 
     # --------------------------------------------------------------------- itself
 

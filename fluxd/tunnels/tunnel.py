@@ -168,6 +168,7 @@ class Tunnel:
 
     def _perform(self, command: Command) -> None:
         at_once = {
+            Command.SERVE: self._serve,
             Command.STOP_LISTENING: self._stop_listening,
             Command.REVOKE_GRANTS: self._revoke_grants,
         }.get(command)
@@ -182,7 +183,6 @@ class Tunnel:
             Command.JOURNAL_GRANT: self._journal_grant,
             Command.ASK_GRANT: self._ask_grant,
             Command.PROVE_LOGIN: self._prove_first_login,
-            Command.SERVE: self._serve,
             Command.REDIAL: self._redial,
             Command.AWAIT_GRACE: self._await_grace,
             Command.CLOSE_RELAYS: self._close_relays,
@@ -244,12 +244,13 @@ class Tunnel:
         self._minted(self.first)
         return Event.LOGIN_PROVEN
 
-    async def _serve(self) -> None:
+    def _serve(self) -> None:
         assert self.forward is not None
-        await self.forward.start()
+        self.forward.start()
 
     async def _redial(self) -> Event:
-        await self.host.wait_up()
+        while self.host.state != "up":  # it may be lost again before we are told
+            await self.host.wait_up(hurry=False)
         return Event.HOST_REGAINED
 
     def _stop_listening(self) -> None:

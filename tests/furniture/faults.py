@@ -1,7 +1,8 @@
 """
 A TCP proxy that misbehaves: what stands between a laptop and its SSH host, on loopback.
 
-It cuts (RST), hangs up (FIN), stalls (sockets open, nothing passes: a half-open link, a blackhole), refuses, delays.
+It cuts (RST), hangs up (FIN), stalls (sockets open, nothing passes: a blackhole; in one direction: a half-open link),
+refuses, delays.
 Not an SSH thing: it knows bytes. Loss and links that go down are nftables' and ip's work; delay is this one's, since
 not every kernel has netem.
 """
@@ -11,19 +12,32 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pytest
+
+Direction = Literal["up", "down"]
 
 # Unread bytes of a delayed or stalled direction; then the sender feels the backpressure of a full pipe.
 IN_FLIGHT = 64
 RST_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class FaultProxy:
-    """Listens on `host`:`port` and joins every connection to one to *behind*, a port of 127.0.0.1."""
+class _Flow(dict[Direction, asyncio.Event]):
+    """Whether something passes, each way."""
 
-    def __init__(self, behind: int, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self) -> None:
+        super().__init__(up=asyncio.Event(), down=asyncio.Event())
+        for flowing in self.values():
+            flowing.set()
+
+
+class FaultProxy:
+    """Listens on `host`:`port` and joins every connection to one to *behind*, a port of *behind_host*."""
+
+    def __init__(self, behind: int, *, host: str = "127.0.0.1", port: int = 0, behind_host: str = "127.0.0.1") -> None:
         self.behind = behind
+        self.behind_host = behind_host
         self.host = host
         self.port = port
         self.latency_s = 0.0
@@ -31,8 +45,7 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._flowing = _Flow()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._join, self.host, self.port, backlog=512)
@@ -65,19 +78,24 @@ class FaultProxy:
             with contextlib.suppress(OSError):
                 writer.write_eof()
 
-    def stall(self) -> None:
-        """Nothing passes any more, ends of connections neither; new connections are accepted and stall too."""
-        self._flowing.clear()
+    def stall(self, *directions: Direction) -> None:
+        """
+        Nothing passes any more, ends of connections neither; new connections are accepted and stall too.
 
-    def strand(self) -> None:
+        Named, only what goes *up* to the SSH host, or comes *down* from it: a link that is half-open.
+        """
+        for direction in directions or ("up", "down"):
+            self._flowing[direction].clear()
+
+    def strand(self, *directions: Direction) -> None:
         """Nothing passes any more on the connections there are, for ever; new ones are fine. A firewall forgot them."""
-        self._flowing.clear()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self.stall(*directions)
+        self._flowing = _Flow()
 
     def flow(self) -> None:
         """Everything passes again, what waited first."""
-        self._flowing.set()
+        for flowing in self._flowing.values():
+            flowing.set()
 
     async def refuse(self) -> None:
         """New connections are refused until `accept`; those there are go on."""
@@ -101,11 +119,12 @@ class FaultProxy:
         ends, flowing = [writer], self._flowing
         self._writers.add(writer)
         try:
-            await flowing.wait()
-            back, there = await asyncio.open_connection("127.0.0.1", self.behind)
+            await flowing["up"].wait()
+            back, there = await asyncio.open_connection(self.behind_host, self.behind)
             ends.append(there)
             self._writers.add(there)
-            await asyncio.gather(self._pump(reader, there, flowing), self._pump(back, writer, flowing))
+            up, down = self._pump(reader, there, flowing["up"]), self._pump(back, writer, flowing["down"])
+            await asyncio.gather(up, down)
         except (OSError, asyncio.CancelledError):
             pass  # nobody behind, or cut; asyncio's streams take a cancelled handler for a failed one
         finally:
@@ -150,8 +169,10 @@ async def _give(pipe: asyncio.Queue[tuple[float, bytes]], writer: asyncio.Stream
 
 
 @contextlib.asynccontextmanager
-async def fault_proxy(behind: int, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[FaultProxy]:
-    proxy = FaultProxy(behind, host=host, port=port)
+async def fault_proxy(
+    behind: int, *, host: str = "127.0.0.1", port: int = 0, behind_host: str = "127.0.0.1"
+) -> AsyncIterator[FaultProxy]:
+    proxy = FaultProxy(behind, host=host, port=port, behind_host=behind_host)
     await proxy.start()
     try:
         yield proxy

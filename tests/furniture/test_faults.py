@@ -76,6 +76,32 @@ async def test_a_stall_lets_nothing_pass_until_it_flows_again(echo):
             assert await reader.read(1) == b"x"
 
 
+@pytest.mark.parametrize(("direction", "arrived"), [("up", b""), ("down", b"x")])
+async def test_a_link_may_be_half_open_either_way(direction, arrived):
+    seen = bytearray()
+
+    async def answer(reader, writer):
+        while data := await reader.read(100):
+            seen.extend(data)
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with fault_proxy(server.sockets[0].getsockname()[1]) as proxy, joined(proxy) as (reader, writer):
+        seen.clear()
+        proxy.stall(direction)
+        writer.write(b"x")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await reader.read(1)
+        assert bytes(seen) == arrived
+        proxy.flow()
+        async with asyncio.timeout(5):
+            assert await reader.read(1) == b"x"
+    server.close()
+    await server.wait_closed()
+
+
 async def test_a_stall_hides_that_the_other_side_is_gone(echo):
     async with joined(echo) as (reader, writer):
         echo.stall()

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
@@ -105,6 +107,49 @@ class Rig:
         with psycopg.connect(self.plane.admin_url, autocommit=True) as connection:
             rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [self.plane.made])
             return {str(row[0]) for row in rows}
+
+
+class Told:
+    """What a rig's events told, and when."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[wire.Event, float]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event, _ in self.events]
+
+    def problem(self, name: str) -> wire.Problem | None:
+        """Of the first event called *name*."""
+        return next(event.problem for event, _ in self.events if event.name == name)
+
+    async def happens(self, name: str, *, since: float = 0.0, within_s: float = PATIENCE_S) -> float:
+        """Wait for an event called *name* that is told after *since*; seconds from there."""
+
+        def at() -> list[float]:
+            return [then for event, then in self.events if event.name == name and then >= since]
+
+        await until(at, name, within_s=within_s)
+        return at()[0] - since
+
+
+@contextlib.asynccontextmanager
+async def told(rig: Rig) -> AsyncIterator[Told]:
+    """What is told from here on."""
+    found = Told()
+
+    async def listen() -> None:
+        async with rig.up.events(tunnel=None, hold=None) as events:
+            async for event in events:
+                found.events.append((event, time.monotonic()))
+
+    listening = asyncio.create_task(listen())
+    await until(lambda: found.events, "the snapshot")
+    try:
+        yield found
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
 
 
 async def until(condition, what: str, *, within_s: float = PATIENCE_S) -> None:

@@ -40,7 +40,7 @@ async def forwarding(open_channel, seen=None):
         open_channel=open_channel,
         observe=lambda *happening: seen.append(happening) if seen is not None else None,
     )
-    await forward.start()
+    forward.start()
     try:
         yield forward
     finally:
@@ -188,7 +188,7 @@ async def test_clients_that_come_before_it_starts_are_served_when_it_does():
         forward = Forward(bind("127.0.0.1", 0), open_channel=through(upstream), observe=lambda *_: None)
         reader, writer = await connect(forward)
         writer.write(b"early")
-        await forward.start()
+        forward.start()
         assert await reader.readexactly(5) == b"early"
         await bye(writer)
         forward.stop_listening()
@@ -260,6 +260,31 @@ async def test_a_refused_client_is_told_to_the_observer_and_cut_off():
         await until(lambda: len(seen) == 1, "the happening")
     assert seen[0][0] == "client_refused"
     assert seen[0][1].code == "ssh_unreachable"
+
+
+async def test_a_bug_while_a_channel_is_opened_cuts_its_client_off_and_nobody_else():
+    seen = []
+    async with Upstream() as upstream:
+        direct = through(upstream)
+
+        async def open_channel(protocol):
+            if not seen:
+                raise RuntimeError("nobody thought of this")
+            return await direct(protocol)
+
+        async with forwarding(open_channel, seen) as forward:
+            async with asyncio.timeout(5):
+                reader, writer = await connect(forward)
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+                await bye(writer)
+                assert [(happening, problem.code) for happening, problem in seen] == [
+                    ("client_refused", "internal_error")
+                ]
+                reader, writer = await connect(forward)
+                writer.write(b"fine")
+                assert await reader.readexactly(4) == b"fine"
+                await bye(writer)
 
 
 async def test_stop_listening_refuses_at_once_and_leaves_relays_alone():

@@ -325,6 +325,20 @@ async def test_a_host_that_is_busy_is_asked_again(ssh_home):
     assert {answer.exit_code for answer in answers} == {0}
 
 
+async def test_questions_whose_asker_left_take_no_room(ssh_host):
+    """A client that goes while its upstream is looked for: sshd has ten sessions, and they would stay taken."""
+    ssh_host.know_name("localhost", 5432)
+    async with host_of(ssh_host) as host:
+        await host.reach()
+        for number in range(40):
+            asking = asyncio.ensure_future(host.ask("getent hosts localhost"))
+            await asyncio.sleep(number * 0.0005)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: len(host._connection._channels) == 0, "every session to end")
+        assert (await host.ask("getent hosts localhost")).exit_code == 0
+
+
 async def test_a_host_without_any_room_is_busy(ssh_home):
     async with serving(OpenSSH(ssh_home, lines=("MaxSessions 0",))) as openssh, host_of(openssh) as host:
         await host.reach()

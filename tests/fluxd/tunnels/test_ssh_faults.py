@@ -12,11 +12,14 @@ import pytest
 from fluxd.clock import Clock
 from fluxd.core.backoff import Backoff
 from fluxd.core.errors import SSHLost
+from fluxd.core.lifecycle import Event
 from fluxd.core.target import Target
+from fluxd.settings import TunnelSettings
 from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
 from fluxd.tunnels.ssh import Host
-from tests.fluxd.tunnels.rig import V1_HASH, Rig, until
+from fluxd.tunnels.tunnel import Tunnel
+from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
 
 
@@ -26,25 +29,6 @@ async def faulty_rig(faulty_ssh, contract_plane, pool18, tmp_path):
     rig = Rig(faulty_ssh, contract_plane, pool18, tmp_path / "state")
     yield rig
     await rig.close()
-
-
-@contextlib.asynccontextmanager
-async def told(rig):
-    """The names of what happens from here on."""
-    names = []
-
-    async def listen():
-        async with rig.up.events(tunnel=None, hold=None) as events:
-            async for event in events:
-                names.append((event.name, event.problem))  # noqa: PERF401 - read while it grows
-
-    listening = asyncio.create_task(listen())
-    await until(lambda: names, "the snapshot")
-    try:
-        yield names
-    finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
 
 
 def listening_inode(port):
@@ -59,13 +43,13 @@ def listening_inode(port):
 async def test_a_lost_connection_keeps_the_listener_and_the_next_client_works(faulty_rig, fault):
     opened = await faulty_rig.open(V1_HASH)
     listener = listening_inode(opened.tunnel.port)
-    async with told(faulty_rig) as names:
+    async with told(faulty_rig) as events:
         async with await faulty_rig.connect(opened) as connection:
             getattr(faulty_rig.host.proxy, fault)()
             with pytest.raises(psycopg.OperationalError):
                 await connection.execute("SELECT 1")
         assert await faulty_rig.ask(opened) == "postgres"
-        await until(lambda: {"host_lost", "host_up"} <= {name for name, _ in names}, "the events of it")
+        await until(lambda: {"host_lost", "host_up"} <= {*events.names}, "the events of it")
     assert listening_inode(opened.tunnel.port) == listener is not None
     assert faulty_rig.up.show("yeastcoast").state == "up"
 
@@ -74,9 +58,9 @@ async def test_a_client_that_comes_while_the_host_is_away_is_served_when_it_is_b
     opened = await faulty_rig.open(V1_HASH)
     await faulty_rig.host.proxy.refuse()
     faulty_rig.host.proxy.cut()
-    async with told(faulty_rig) as names:
+    async with told(faulty_rig) as events:
         asking = asyncio.create_task(faulty_rig.ask(opened))
-        await until(lambda: [name for name, _ in names].count("host_lost") or len(names) > 2, "a try that failed")
+        await events.happens("host_failed")
         assert not asking.done()
         await faulty_rig.host.proxy.accept()
         async with asyncio.timeout(20):
@@ -88,13 +72,39 @@ async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(fau
     opened = await faulty_rig.open(V1_HASH)
     await faulty_rig.host.proxy.refuse()
     faulty_rig.host.proxy.cut()
-    async with told(faulty_rig) as names:
+    async with told(faulty_rig) as events:
         with pytest.raises(psycopg.OperationalError):
             await faulty_rig.ask(opened)
-        await until(lambda: "client_refused" in {name for name, _ in names}, "the reason")
-    problems = [problem for name, problem in names if name == "client_refused"]
-    assert problems[0].code.startswith("ssh_")
-    assert problems[0].hint
+        await events.happens("client_refused")
+    problem = events.problem("client_refused")
+    assert problem.code.startswith("ssh_")
+    assert problem.hint
+
+
+async def test_a_host_that_is_lost_as_the_tunnel_comes_up_still_has_it_listening(small_rig, monkeypatch):
+    """The loss is told in the same turn of the loop: to redial ends every step that has not begun yet."""
+    feed = Tunnel.feed
+
+    def feed_and_lose(tunnel, event):
+        feed(tunnel, event)
+        if event is Event.NO_GRANT_NEEDED:
+            feed(tunnel, Event.HOST_LOST)
+
+    monkeypatch.setattr(Tunnel, "feed", feed_and_lose)
+    opened = await small_rig.open(V1_HASH)
+    async with asyncio.timeout(5):
+        assert await small_rig.ask(opened) == "postgres"
+
+
+async def test_a_host_that_lets_us_in_and_hangs_up_at_once_is_redialled_with_growing_pauses(faulty_rig):
+    await faulty_rig.open(V1_HASH)
+    [host] = faulty_rig.up._hosts.values()
+    before, until_s = faulty_rig.host.proxy.accepted, asyncio.get_running_loop().time() + 2.5
+    while asyncio.get_running_loop().time() < until_s:
+        if host.state == "up":
+            faulty_rig.host.proxy.cut()
+        await asyncio.sleep(0.005)
+    assert 2 <= faulty_rig.host.proxy.accepted - before <= 7
 
 
 async def test_many_flaps_leave_nothing_behind(faulty_rig):
@@ -162,11 +172,11 @@ async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
     async with fault_proxy(pool18.port, host="127.0.0.2", port=pool18.port):
         rig.host.know_container(container, pool18.port, {"flux-network": "127.0.0.2"})
         opened = await rig.open(V1_HASH)
-    async with told(rig) as names:
+    async with told(rig) as events:
         with pytest.raises(psycopg.OperationalError):
             await rig.ask(opened)
-        await until(lambda: "client_refused" in {name for name, _ in names}, "the reason")
-    assert next(problem for name, problem in names if name == "client_refused").code.startswith("upstream_")
+        await events.happens("client_refused")
+    assert events.problem("client_refused").code.startswith("upstream_")
 
 
 async def test_a_dead_host_is_nothing_to_the_tunnels_of_another(faulty_rig, contract_plane, pool18):
@@ -209,7 +219,7 @@ async def forwarded(faulty_ssh, how, clock=None):
 
     await host.reach()
     forward = Forward(bind("127.0.0.1", 0), open_channel=open_channel, observe=lambda *_: None)
-    await forward.start()
+    forward.start()
     try:
         yield host, forward, happened
     finally:
@@ -231,10 +241,12 @@ async def greeting(forward):
 QUICK = Dialling(keepalive_interval_s=0.2, keepalive_count=2, config=os.devnull)
 
 
+@pytest.mark.parametrize("directions", [(), ("up",), ("down",)], ids=["both", "up", "down"])
 @pytest.mark.parametrize("fault", ["strand", "stall"])
-async def test_a_link_on_which_nothing_passes_is_noticed_by_keepalives(faulty_ssh, fault):
+async def test_a_link_on_which_nothing_passes_is_noticed_by_keepalives(faulty_ssh, fault, directions):
+    """Half-open links, either way round, as well as those on which nothing passes in either."""
     async with forwarded(faulty_ssh, QUICK) as (host, forward, happened):
-        getattr(faulty_ssh.proxy, fault)()
+        getattr(faulty_ssh.proxy, fault)(*directions)
         await until(lambda: "host_lost" in happened, "the loss", within_s=5)
         assert isinstance(host.last_problem, SSHLost) or host.state == "connecting"
         faulty_ssh.proxy.flow()
@@ -242,9 +254,8 @@ async def test_a_link_on_which_nothing_passes_is_noticed_by_keepalives(faulty_ss
         await until(lambda: host.state == "up", "the connection")
 
 
-async def test_keepalives_of_the_defaults_notice_within_15_s():
-    how = Dialling()
-    assert how.keepalive_interval_s * (how.keepalive_count + 1) < 15
+def test_keepalives_of_the_defaults_notice_within_15_s():
+    assert TunnelSettings().ssh_keepalive_s * (Dialling().keepalive_count + 1) < 15
 
 
 async def test_a_frozen_sshd_is_noticed_and_a_thawed_one_serves_again(openssh):
@@ -269,38 +280,143 @@ class Sleeper(Clock):
         return super().now() + self.slept_s
 
 
-async def test_a_connection_that_died_in_our_sleep_is_noticed_within_2_s_of_waking(faulty_ssh):
-    clock = Sleeper()
-    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, forward, happened):
-        faulty_ssh.proxy.strand()
-        clock.slept_s = 8 * 3600.0
-        await until(lambda: "host_lost" in happened, "the loss", within_s=2)
-        assert (await greeting(forward)).startswith(b"SSH-2.0-")
-        assert host.state == "up"
+@pytest.fixture
+async def sleepy_rig(faulty_ssh, contract_plane, pool18, tmp_path):
+    """On a laptop that may be put to sleep: `rig.clock.slept_s`."""
+    rig = Rig(faulty_ssh, contract_plane, pool18, tmp_path / "state", clock=Sleeper())
+    yield rig
+    await rig.close()
 
 
-async def test_a_connection_that_lived_through_our_sleep_stays(faulty_ssh):
-    clock = Sleeper()
-    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, _, happened):
+async def test_a_connection_that_died_in_our_sleep_is_noticed_within_2_s_of_waking(sleepy_rig):
+    opened = await sleepy_rig.open(V1_HASH)
+    async with told(sleepy_rig) as events, await sleepy_rig.connect(opened) as connection:
+        sleepy_rig.host.proxy.strand()
+        sleepy_rig.clock.slept_s = 8 * 3600.0
+        await events.happens("host_lost", within_s=2)
+        assert await sleepy_rig.ask(opened) == "postgres"
+        # Who was connected over the old one is told at once, not when keepalives find out.
+        with pytest.raises(psycopg.OperationalError):
+            async with asyncio.timeout(1):
+                await connection.execute("SELECT 1")
+
+
+async def test_a_connection_that_lived_through_our_sleep_stays(sleepy_rig):
+    opened = await sleepy_rig.open(V1_HASH)
+    async with told(sleepy_rig) as events, await sleepy_rig.connect(opened) as connection:
         for _ in range(3):
-            clock.slept_s += 600.0
+            sleepy_rig.clock.slept_s += 600.0
             await asyncio.sleep(1.2)  # past the look that sees it
+        await connection.execute("SELECT 1")
+        [host] = sleepy_rig.up.hosts()
+        assert host.state == "up"
+    assert "host_lost" not in events.names
+
+
+async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(sleepy_rig):
+    await sleepy_rig.open(V1_HASH)
+    [host] = sleepy_rig.up._hosts.values()
+    host._backoff = Backoff(first_s=3000, cap_s=3000).failed(sleepy_rig.clock.now(), 0)
+    await sleepy_rig.host.proxy.refuse()
+    sleepy_rig.host.proxy.cut()
+    await until(lambda: host.state == "waiting", "the loss")
+    await sleepy_rig.host.proxy.accept()
+    await asyncio.sleep(0.2)
+    assert host.state == "waiting"
+    sleepy_rig.clock.slept_s = 8 * 3600.0
+    await until(lambda: host.state == "up", "the redial", within_s=3)
+
+
+async def test_a_dial_that_was_under_way_when_we_fell_asleep_is_begun_again(sleepy_rig):
+    await sleepy_rig.open(V1_HASH)
+    [host] = sleepy_rig.up._hosts.values()
+    before = sleepy_rig.host.proxy.accepted
+    sleepy_rig.host.proxy.stall()
+    sleepy_rig.host.proxy.cut()
+    await until(lambda: sleepy_rig.host.proxy.accepted > before, "the dial on which nothing passes")
+    sleepy_rig.host.proxy.strand()
+    await asyncio.sleep(0.2)
+    assert host.state == "connecting"
+    sleepy_rig.clock.slept_s = 8 * 3600.0
+    await until(lambda: host.state == "up", "the redial", within_s=3)
+
+
+# ------------------------------------------- doubted, and only slow: nobody loses anything
+
+
+@pytest.mark.parametrize("round_trip_s", [1.5, 3.0])
+async def test_a_slow_link_loses_nobody_when_it_is_doubted(faulty_rig, round_trip_s):
+    """However quick it was before: no dial can be as quick as the answer of the connection that there is."""
+    opened = await faulty_rig.open(V1_HASH)
+    [host] = faulty_rig.up._hosts.values()
+    async with told(faulty_rig) as events, await faulty_rig.connect(opened) as connection:
+        faulty_rig.host.proxy.latency_s = round_trip_s / 2
+        host.doubt()
+        await events.happens("host_lost", within_s=2)
+        assert faulty_rig.up.show(V1_HASH).state == "reconnecting"
+        await events.happens("host_up", within_s=round_trip_s + 2)
+        faulty_rig.host.proxy.latency_s = 0
+        await connection.execute("SELECT 1")
+        assert (host.state, host.generation) == ("up", 1)
+        await until(lambda: faulty_rig.up.show(V1_HASH).state == "up", "the tunnel")
+
+
+async def test_a_host_that_stands_still_for_a_moment_loses_nobody_when_it_is_doubted(
+    openssh, contract_plane, pool18, tmp_path
+):
+    rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
+    opened = await rig.open(V1_HASH)
+    [host] = rig.up._hosts.values()
+    async with told(rig) as events, await rig.connect(opened) as connection:
+        openssh.freeze()
+        try:
+            host.doubt()
+            await events.happens("host_lost", within_s=2)
+        finally:
+            openssh.thaw()
+        await events.happens("host_up")
+        await connection.execute("SELECT 1")
+    await rig.close()
+
+
+async def test_a_link_known_to_be_slow_is_given_the_time_it_takes(faulty_ssh):
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, forward, happened):
+        faulty_ssh.proxy.latency_s = 0.4
+        assert (await greeting(forward)).startswith(b"SSH-2.0-")
+        assert host.latency_s > 0.8
+        host.doubt()
+        await asyncio.sleep(1.2)
         assert happened == ["host_up"]
-        assert host.generation == 1
+        faulty_ssh.proxy.latency_s = 0
 
 
-async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(faulty_ssh):
-    clock = Sleeper()
-    async with forwarded(faulty_ssh, Dialling(config=os.devnull), clock) as (host, _, happened):
-        host._backoff = Backoff(first_s=3000, cap_s=3000).failed(clock.now(), 0)
+async def test_a_doubted_connection_ends_when_another_is_there(faulty_ssh):
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, forward, happened):
+        reader, writer = await asyncio.open_connection("127.0.0.1", forward.port)
+        assert await reader.readline()
+        faulty_ssh.proxy.strand()
+        host.doubt()
+        await until(lambda: host.generation == 2 and host.state == "up", "the other", within_s=3)
+        async with asyncio.timeout(2):
+            assert await reader.read() == b""
+        writer.close()
+        assert happened == ["host_up", "host_lost", "host_up"]
+        await until(lambda: host.channels == 0, "the old channel to end")
+
+
+async def test_a_doubted_connection_ends_by_keepalives_where_no_other_can_be_made(faulty_ssh):
+    async with forwarded(faulty_ssh, QUICK) as (host, forward, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", forward.port)
+        assert await reader.readline()
         await faulty_ssh.proxy.refuse()
-        faulty_ssh.proxy.cut()
-        await until(lambda: "host_lost" in happened, "the loss")
+        faulty_ssh.proxy.strand()
+        host.doubt()
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
         await faulty_ssh.proxy.accept()
-        await asyncio.sleep(0.2)
-        assert host.state == "waiting"
-        clock.slept_s = 8 * 3600.0
-        await until(lambda: host.state == "up", "the redial", within_s=3)
+        assert (await greeting(forward)).startswith(b"SSH-2.0-")
+        assert host.generation == 2
 
 
 async def test_latency_only_delays(faulty_ssh):
