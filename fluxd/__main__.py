@@ -181,11 +181,12 @@ async def _put_together(
         )
     )
     await supervisor.start()
+    # Before anybody is answered: what is declared is there from the start on.
+    await declared.apply(chosen.declared)
     await organs.enter_async_context(_http(api, claim))
     organs.push_async_callback(_drain, supervisor)
     organs.push_async_callback(declared.aclose)
     organs.callback(api.stopping.set)
-    await declared.apply(chosen.declared)
     await organs.enter_async_context(_alongside(manager.feed_watchdog(), listeners.discard_untaken()))
 
     async def apply(changed: Settings) -> None:

@@ -67,7 +67,7 @@ class Hopeful(Protocol):
     """Tries to open what the configuration declares."""
 
     def notices(self) -> list[str]: ...
-    def hurry(self) -> None: ...
+    async def hurry(self) -> None: ...
 
 
 class Physician(Protocol):
@@ -287,7 +287,7 @@ class Api(BackupsApi):
         verified = await self._control.verify(api_base, token)
         await self._logins.put(api_base, token)
         self._tokens.remember(api_base, token, verified.user)
-        self._declared.hurry()
+        await self._declared.hurry()
         return answer(
             wire.LoginAnswer(
                 api_base=api_base,

@@ -25,7 +25,7 @@ class Phase(StrEnum):
     """Where a tunnel stands."""
 
     NEW = auto()
-    RESTORING = auto()
+    STARTING = auto()
     BINDING = auto()
     REACHING = auto()
     LOCATING = auto()
@@ -44,7 +44,7 @@ class Event(StrEnum):
     """What happened."""
 
     OPEN_ASKED = auto()
-    RESTORE_ASKED = auto()
+    LISTEN_ASKED = auto()
     PORT_BOUND = auto()
     HOST_REACHED = auto()
     UPSTREAM_LOCATED = auto()
@@ -107,20 +107,20 @@ TABLE: Final = MappingProxyType(
         (P.JOURNALING, E.GRANT_JOURNALED): Step(P.GRANTING, (C.ASK_GRANT,)),
         (P.GRANTING, E.GRANT_ANSWERED): Step(P.LOGGING_IN, (C.PROVE_LOGIN,)),
         (P.LOGGING_IN, E.LOGIN_PROVEN): Step(P.UP, (C.SERVE,)),
-        # A tunnel that was open when the daemon ended listens at once, and dials on its first client.
-        (P.NEW, E.RESTORE_ASKED): Step(P.RESTORING, (C.BIND_PORT,)),
-        (P.RESTORING, E.PORT_BOUND): Step(P.UP, (C.SERVE,)),
+        # A tunnel that was open when the daemon ended, or is declared, listens at once and dials on its first client.
+        (P.NEW, E.LISTEN_ASKED): Step(P.STARTING, (C.BIND_PORT,)),
+        (P.STARTING, E.PORT_BOUND): Step(P.UP, (C.SERVE,)),
         # The listener never closes for an SSH loss.
         (P.UP, E.HOST_LOST): Step(P.RECONNECTING, (C.REDIAL,)),
         (P.RECONNECTING, E.HOST_REGAINED): Step(P.UP),
         # Every way of failing while opening, and every way out of being open.
-        **{(phase, event): _UNDO for phase in (*OPENING, P.RESTORING) for event in (E.STEP_FAILED, E.LEASE_ENDED)},
+        **{(phase, event): _UNDO for phase in (*OPENING, P.STARTING) for event in (E.STEP_FAILED, E.LEASE_ENDED)},
         **{
             (phase, event): _END
             for phase in LISTENING
             for event in (E.LEASE_ENDED, E.CLOSE_ASKED, E.UPSTREAM_DISPROVEN)
         },
-        **{(phase, E.CLOSE_ASKED): _END for phase in (*OPENING, P.RESTORING)},
+        **{(phase, E.CLOSE_ASKED): _END for phase in (*OPENING, P.STARTING)},
         (P.NEW, E.CLOSE_ASKED): Step(P.CLOSED, (C.REVOKE_GRANTS,)),
         (P.CLOSING, E.GRACE_ELAPSED): Step(P.CLOSED, (C.CLOSE_RELAYS,)),
         # A grant that was on its way when the end came is ended too.

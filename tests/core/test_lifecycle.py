@@ -60,7 +60,7 @@ class World:
 
 def histories():
     """Any events in any order, often after a proper opening, so that the later phases are met too."""
-    prefix = st.sampled_from([[], OPENED_V1, OPENED_V2, OPENED_V2[:6], [Event.RESTORE_ASKED, Event.PORT_BOUND]])
+    prefix = st.sampled_from([[], OPENED_V1, OPENED_V2, OPENED_V2[:6], [Event.LISTEN_ASKED, Event.PORT_BOUND]])
     return st.tuples(prefix, st.lists(st.sampled_from(list(Event)), max_size=25)).map(lambda pair: pair[0] + pair[1])
 
 
@@ -145,7 +145,7 @@ def test_a_close_always_leads_out(history):
     assert not world.listener
 
 
-@pytest.mark.parametrize("phase", [*OPENING, Phase.RESTORING])
+@pytest.mark.parametrize("phase", [*OPENING, Phase.STARTING])
 def test_every_step_of_opening_can_fail_and_undoes_everything(phase):
     life, commands = Lifecycle(phase).on(Event.STEP_FAILED)
     assert life.phase is Phase.FAILED
