@@ -47,7 +47,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "uninstall": ("service", "undo that, and leave nothing"),
         "status": ("service", "is it installed, does it run"),
         "logs": ("service", "what fluxd says"),
-        "restart": ("service", "after an upgrade; ports are kept, clients wait"),
+        "restart": ("service", "after an upgrade; ports and temporary roles are kept, clients wait"),
     },
     "host": {
         "trust": ("host", "an SSH host's key into known_hosts, after you compared its fingerprint"),

@@ -135,7 +135,7 @@ def _tell(what: str, said: Iterator[str], *, as_json: bool) -> int:
 _EXAMPLES = """
 Examples:
   fluxctl service install          fluxd with the first command, and at every login
-  fluxctl service restart          after an upgrade; ports are kept, clients wait
+  fluxctl service restart          after an upgrade; ports and roles are kept, clients wait
   fluxctl service logs --follow
   fluxctl service uninstall        tunnels are closed, their temporary roles ended
 """

@@ -52,6 +52,7 @@ class Tunnels(Protocol):
     def notices(self) -> Collection[str]: ...
     def pending_revocations(self) -> int: ...
     async def forget(self, name: str) -> None: ...
+    def expect_restart(self) -> None: ...
 
 
 class Logins(Protocol):
@@ -149,6 +150,10 @@ class Api(BackupsApi):
                 notices=[*self._tunnels.notices(), *self._declared.notices()],
             )
         )
+
+    async def expect_restart(self, _request: web.Request) -> web.Response:
+        self._tunnels.expect_restart()
+        return web.Response(status=204)
 
     async def settings(self, _request: web.Request) -> web.Response:
         chosen = self._settings

@@ -65,6 +65,8 @@ REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
 REPORTED_WITHIN_S: Final = 5.0
 DEFAULT_HOST: Final = "127.0.0.1"
+# Who announces a restart stops us at once.
+RESTARTED_WITHIN_S: Final = 60.0
 
 NO_REVOKE: Final = (
     "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
@@ -114,6 +116,7 @@ class Supervisor:
         self._ticker: asyncio.Task[None] | None = None
         self._network = NetWatch(self._network_changed)
         self._closing = False
+        self._restart_until = float("-inf")
 
     # ------------------------------------------------------------------- starting
 
@@ -510,7 +513,7 @@ class Supervisor:
                 yield reader
         finally:
             if held is not None and hold is not None:
-                held.let_go(hold)
+                held.lose(hold) if self._restarts() else held.let_go(hold)
 
     def _take_up(self, name: str) -> Tunnel:
         for tunnel in self._tunnels.values():
@@ -583,20 +586,24 @@ class Supervisor:
         await tunnel.aclose()
         await self._release(tunnel.host)
 
+    def expect_restart(self) -> None:
+        """If we are stopped within `RESTARTED_WITHIN_S`, it is to be started again: see `aclose`."""
+        self._restart_until = self._clock.now() + RESTARTED_WITHIN_S
+
+    def _restarts(self) -> bool:
+        return self._clock.now() < self._restart_until
+
     async def aclose(self) -> None:
-        """Close every tunnel, end every grant, keep nothing running. What could not be confirmed stays journaled."""
+        """
+        Close every tunnel, end every grant, keep nothing running. What could not be confirmed stays journaled.
+
+        Before a restart that was announced, tunnels that listen and live roles are left to the next daemon.
+        """
         self._closing = True
         self._listeners.hand_over()
         await self._doors.aclose()
-        tunnels = list(self._tunnels.values())
-        # A v1 tunnel that somebody keeps has no role to end: it comes back with the next daemon.
-        lasting = {one.facts.id: one.record() for one in tunnels if one.facts.kept and one.facts.pooled is None}
-        for tunnel in tunnels:
-            tunnel.close()
-        for tunnel in tunnels:
-            await tunnel.finished.wait()
-        self._journal.tunnels.update(lasting)
-        await self._grants.aclose(within_s=DRAINED_WITHIN_S)
+        leaving = await (self._leave() if self._restarts() else self._close_all())
+        await self._grants.aclose(within_s=DRAINED_WITHIN_S, leaving=leaving)
         self._network.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -608,6 +615,25 @@ class Supervisor:
             await host.aclose()
         await self._journal.aclose()
         await self._ports.aclose()
+
+    async def _close_all(self) -> None:
+        tunnels = list(self._tunnels.values())
+        # A v1 tunnel that somebody keeps has no role to end: it comes back with the next daemon.
+        lasting = {one.facts.id: one.record() for one in tunnels if one.facts.kept and one.facts.pooled is None}
+        for tunnel in tunnels:
+            tunnel.close()
+        for tunnel in tunnels:
+            await tunnel.finished.wait()
+        self._journal.tunnels.update(lasting)
+
+    async def _leave(self) -> set[str]:
+        tunnels = list(self._tunnels.values())
+        left = {one.facts.id for one in tunnels if one.life.listening}
+        for tunnel in tunnels:
+            tunnel.hand_over() if tunnel.life.listening else tunnel.close()
+        for tunnel in tunnels:
+            await tunnel.finished.wait()
+        return left
 
     # --------------------------------------------------------------------- grants
 

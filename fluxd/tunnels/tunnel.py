@@ -143,6 +143,11 @@ class Tunnel:
     def close(self) -> None:
         self.feed(Event.CLOSE_ASKED)
 
+    def hand_over(self) -> None:
+        """Leave it to the next daemon, with its roles; the journal knows it."""
+        self.remember()
+        self.feed(Event.HANDED_OVER)
+
     def host_lost(self) -> None:
         self.feed(Event.HOST_LOST)
 
@@ -290,8 +295,9 @@ class Tunnel:
     async def _close_relays(self) -> None:
         if self.forward is not None:
             await self.forward.close_relays()
-        self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
-        if self.life.phase is not Phase.FAILED:
+        if self.life.phase is not Phase.LEFT:
+            self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
+        if self.life.phase is Phase.CLOSED:
             self._report("closed")
         if not self.settled.done():
             self.settled.set_result(None)
@@ -513,6 +519,11 @@ class Tunnel:
         self.remember()
         if not self.holds and not self.facts.kept:
             self.close()
+
+    def lose(self, name: str) -> None:
+        """A hold's stream has ended because the daemon does: whoever held it may be back soon."""
+        if hold := self.holds.get(name):
+            hold.until = self._house.clock.now() + HOLD_FOUND_AGAIN_WITHIN_S
 
     def _drop_untaken_holds(self, now: float) -> None:
         for name, hold in list(self.holds.items()):
