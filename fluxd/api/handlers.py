@@ -21,6 +21,7 @@ from aiohttp import web
 from fluxd import wire
 from fluxd.api import callers, openapi
 from fluxd.api.backups import BackupsApi
+from fluxd.api.heads import Heads
 from fluxd.api.problems import Handler, answer, spoken, versioned
 from fluxd.api.routes import ROUTES
 from fluxd.clock import Clock
@@ -112,6 +113,7 @@ class Api(BackupsApi):
         self._declared = organs.declared
         self._started = organs.clock.now()
         self._contract = openapi.text(ROUTES, version=VERSION)
+        self.heads = Heads()
         # Set when the daemon stops: new work is refused, streams end.
         self.stopping = asyncio.Event()
 
@@ -127,6 +129,7 @@ class Api(BackupsApi):
 
     @web.middleware
     async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.heads.arrived(request)
         callers.check(request)
         if self.stopping.is_set():
             raise errors.ShuttingDown
