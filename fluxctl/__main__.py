@@ -47,7 +47,7 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
         "uninstall": ("service", "undo that, and leave nothing"),
         "status": ("service", "is it installed, does it run"),
         "logs": ("service", "what fluxd says"),
-        "restart": ("service", "after an upgrade; ports are kept, clients wait"),
+        "restart": ("service", "after an upgrade; ports and temporary roles are kept, clients wait"),
     },
     "host": {
         "trust": ("host", "an SSH host's key into known_hosts, after you compared its fingerprint"),
@@ -139,7 +139,7 @@ def _run_command(path: str, word: str, node: tuple[str, str], words: Sequence[st
     try:
         arguments = options.parse(command, words)
     except options.HelpWanted:
-        return _print(options.help_text(f"flux {path}", node[1], command))
+        return _print([*options.help_text(f"flux {path}", node[1], command), *_examples(path)])
     except Problem as problem:
         problem.hint = f"See `flux {path} --help`."
         raise
@@ -166,12 +166,19 @@ def _overview() -> list[str]:
         if isinstance(node, dict):
             lines += [*options.columns([(f"{word} {name}", says) for name, (_, says) in node.items()]), ""]
     lines += options.columns([(word, node[1]) for word, node in TREE.items() if not isinstance(node, dict)])
-    return [*lines, "", "`flux COMMAND --help` says more. Every other word goes to the next `flux` on PATH."]
+    lines += ["", "`flux COMMAND --help` says more. Every other word goes to the next `flux` on PATH."]
+    return [*lines, *_examples("")]
 
 
 def _group_overview(word: str, group: Mapping[str, tuple[str, str]]) -> list[str]:
     rows = [(f"{word} {name}", says) for name, (_, says) in group.items()]
-    return [f"Usage: flux {word} COMMAND [options]", "", *options.columns(rows)]
+    return [f"Usage: flux {word} COMMAND [options]", "", *options.columns(rows), *_examples(word)]
+
+
+def _examples(path: str) -> list[str]:
+    from fluxctl import examples  # noqa: PLC0415 - for help alone
+
+    return examples.of(path)
 
 
 def _print(lines: Sequence[str]) -> int:

@@ -69,6 +69,10 @@ class Client:
         found: Status = self._get("/v1/status")
         return found
 
+    def expect_restart(self) -> None:
+        """Have fluxd leave its tunnels and their roles to the next one, if it is stopped within a minute."""
+        self._send("PUT", "/v1/restart", {})
+
     def settings(self) -> SettingsAnswer:
         found: SettingsAnswer = self._get("/v1/settings")
         return found

@@ -23,7 +23,7 @@ from typing import Final
 from aiohttp import web
 
 from fluxd import address, launchd, logs, safesocket, settings
-from fluxd.api import VERSION, Api, Organs
+from fluxd.api import VERSION, Api, Organs, heads
 from fluxd.clock import Clock
 from fluxd.core.errors import FluxError, SocketUnsafe
 from fluxd.declared import Declared
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 DRAIN_WITHIN_S: Final = 20.0
 # What is still being answered when we stop gets this long.
 ANSWERS_WITHIN_S: Final = 2.0
+BACKLOG: Final = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,11 +182,12 @@ async def _put_together(
         )
     )
     await supervisor.start()
+    # Before anybody is answered: what is declared is there from the start on.
+    await declared.apply(chosen.declared)
     await organs.enter_async_context(_http(api, claim))
     organs.push_async_callback(_drain, supervisor)
     organs.push_async_callback(declared.aclose)
     organs.callback(api.stopping.set)
-    await declared.apply(chosen.declared)
     await organs.enter_async_context(_alongside(manager.feed_watchdog(), listeners.discard_untaken()))
 
     async def apply(changed: Settings) -> None:
@@ -228,14 +230,21 @@ async def _http(api: Api, claim: safesocket.Claim) -> AsyncIterator[None]:
         api.application(),
         handler_cancellation=True,
         access_log=None,
+        logger=heads.log,
         shutdown_timeout=ANSWERS_WITHIN_S,
         # How long the rest of a refused body is read away, so that the answer is not lost in a reset.
         lingering_time=1.0,
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, claim.listener).start()
-        yield
+        # Not web.SockSite, which would wait for a request's head for ever.
+        assert runner.server is not None
+        connected = api.heads.bounded(runner.server)
+        serving = await asyncio.get_running_loop().create_server(connected, sock=claim.listener, backlog=BACKLOG)
+        try:
+            yield
+        finally:
+            serving.close()
     finally:
         await runner.cleanup()
 

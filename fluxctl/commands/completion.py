@@ -58,9 +58,4 @@ def completion(arguments: Arguments) -> int:
     return 0
 
 
-_EXAMPLES = """
-Examples:
-  eval "$(fluxctl completion bash)"      in ~/.bashrc; zsh alike, in ~/.zshrc after compinit
-  fluxctl completion fish > ~/.config/fish/completions/fluxctl.fish
-"""
-COMMANDS = {"completion": Command(completion, positionals=("SHELL",), notes=_EXAMPLES)}
+COMMANDS = {"completion": Command(completion, positionals=("SHELL",))}

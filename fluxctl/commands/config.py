@@ -52,14 +52,8 @@ def example(_arguments: Arguments) -> int:
     return 0
 
 
-_EXAMPLES = """
-Examples:
-  fluxctl config example > ~/.config/fluxd/config.toml     (macOS: ~/Library/Application\\ Support/fluxd/config.toml)
-  fluxctl config check
-  fluxctl config show
-"""
 COMMANDS = {
-    "show": Command(show, options=(opening.JSON_FLAG,), notes=_EXAMPLES),
-    "check": Command(check, notes=_EXAMPLES),
-    "example": Command(example, notes=_EXAMPLES),
+    "show": Command(show, options=(opening.JSON_FLAG,)),
+    "check": Command(check),
+    "example": Command(example),
 }

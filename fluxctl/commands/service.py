@@ -132,28 +132,19 @@ def _tell(what: str, said: Iterator[str], *, as_json: bool) -> int:
     return 0
 
 
-_EXAMPLES = """
-Examples:
-  fluxctl service install          fluxd with the first command, and at every login
-  fluxctl service restart          after an upgrade; ports are kept, clients wait
-  fluxctl service logs --follow
-  fluxctl service uninstall        tunnels are closed, their temporary roles ended
-"""
 COMMANDS = {
-    "install": Command(install, options=(opening.JSON_FLAG,), notes=_EXAMPLES),
+    "install": Command(install, options=(opening.JSON_FLAG,)),
     "uninstall": Command(
         uninstall,
         options=(Option("--purge", says="state, configuration and logs too"), opening.JSON_FLAG),
-        notes=_EXAMPLES,
     ),
-    "restart": Command(restart, options=(opening.JSON_FLAG,), notes=_EXAMPLES),
-    "status": Command(status, options=(opening.JSON_FLAG,), notes=_EXAMPLES),
+    "restart": Command(restart, options=(opening.JSON_FLAG,)),
+    "status": Command(status, options=(opening.JSON_FLAG,)),
     "logs": Command(
         logs,
         options=(
             Option("-n", "--lines", takes="COUNT", check=options.count, says="the last so many (default 100)"),
             Option("-f", "--follow", says="go on as it is written"),
         ),
-        notes=_EXAMPLES,
     ),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STOPS_WITHIN_S = 40.0
 ASKED_WITHIN_S = 90.0
 _ASK_AGAIN_AFTER_S = 0.05
+_ANSWERS_WITHIN_S = 5.0
 
 
 class Manager(ABC):
@@ -58,6 +59,25 @@ def running_pid() -> int | None:
     if not _somebody_listens():
         return None
     return Client(environment.of_shell(), starts=False).status()["pid"]
+
+
+def announce_restart(pid: int) -> str:
+    """
+    Tell the fluxd *pid* that it will be restarted; answers what is kept then.
+
+    An older one does not know the word, one that hangs hears none, and FLUXD_SOCKET may name another one's socket: then
+    it is stopped as for good.
+    """
+    client = Client(environment.of_shell(), starts=False, answer_within_s=_ANSWERS_WITHIN_S)
+    try:
+        heard = client.status()["pid"] == pid
+        if heard:
+            client.expect_restart()
+    except Problem:
+        heard = False
+    if heard:
+        return "ports, tunnels and temporary roles were kept."
+    return "ports were kept, declared and v1 tunnels come back, temporary roles have ended."
 
 
 def _somebody_listens() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fluxctl import environment, places
 from fluxctl.client import Client
 from fluxctl.problem import Problem
-from fluxctl.service.base import Manager, clear_runtime_dir, running_pid, stop_detached
+from fluxctl.service.base import Manager, announce_restart, clear_runtime_dir, running_pid, stop_detached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ class Detached(Manager):
         yield from clear_runtime_dir()
 
     def restart(self) -> Iterator[str]:
+        kept = "."
         if (pid := running_pid()) is not None:
+            kept = f"; {announce_restart(pid)}"
             yield stop_detached(pid)
         found = Client(environment.of_shell()).status()
-        yield f"fluxd runs again (pid {found['pid']})."
+        yield f"fluxd runs again (pid {found['pid']}){kept}"
 
     def status(self) -> dict[str, Any]:
         pid = running_pid()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fluxctl import places
 from fluxctl.service import files
-from fluxctl.service.base import Manager, ask, clear_runtime_dir, running_pid, stop_detached
+from fluxctl.service.base import Manager, announce_restart, ask, clear_runtime_dir, running_pid, stop_detached
 from fluxd import address
 
 TYPE_CHECKING = False
@@ -63,8 +63,10 @@ class Launchd(Manager):
         yield from clear_runtime_dir()
 
     def restart(self) -> Iterator[str]:
+        pid = self.status()["pid"]
+        kept = f"; {announce_restart(pid)}" if pid else "."
         ask(["launchctl", "kickstart", "-k", self._target])
-        yield "Restarted fluxd."
+        yield f"Restarted fluxd{kept}"
 
     def status(self) -> dict[str, Any]:
         printed = self._printed()

@@ -7,7 +7,7 @@ import subprocess
 
 from fluxctl import places
 from fluxctl.service import files
-from fluxctl.service.base import Manager, ask, clear_runtime_dir, running_pid, stop_detached
+from fluxctl.service.base import Manager, announce_restart, ask, clear_runtime_dir, running_pid, stop_detached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 SERVICE, SOCKET = "fluxd.service", "fluxd.socket"
-KEPT = "ports were kept, declared and v1 tunnels come back, temporary roles have ended."
 _ANSWERS_WITHIN_S = 5.0
 _STATES = {"active": "running", "activating": "running", "reloading": "running", "failed": "failed"}
 
@@ -50,8 +49,7 @@ class Systemd(Manager):
         _systemctl("enable", SERVICE, SOCKET)
         _systemctl("start", SOCKET)
         if changed and self._pid():
-            _systemctl("restart", SERVICE)
-            yield f"Restarted fluxd; {KEPT}"
+            yield from self.restart()
         yield "fluxd starts with the first command, and at every login."
 
     def _make_way(self) -> Iterator[str]:
@@ -73,8 +71,11 @@ class Systemd(Manager):
         yield from clear_runtime_dir()
 
     def restart(self) -> Iterator[str]:
+        # Without a daemon there is nobody to tell; asking would start one.
+        pid = self._pid()
+        kept = f"; {announce_restart(pid)}" if pid else "."
         _systemctl("restart", SERVICE)
-        yield f"Restarted fluxd (pid {self._pid()}); {KEPT}"
+        yield f"Restarted fluxd (pid {self._pid()}){kept}"
 
     def status(self) -> dict[str, Any]:
         service, socket = _show(SERVICE), _show(SOCKET)

@@ -21,6 +21,7 @@ from aiohttp import web
 from fluxd import wire
 from fluxd.api import callers, openapi
 from fluxd.api.backups import BackupsApi
+from fluxd.api.heads import Heads
 from fluxd.api.problems import Handler, answer, spoken, versioned
 from fluxd.api.routes import ROUTES
 from fluxd.clock import Clock
@@ -52,6 +53,7 @@ class Tunnels(Protocol):
     def notices(self) -> Collection[str]: ...
     def pending_revocations(self) -> int: ...
     async def forget(self, name: str) -> None: ...
+    def expect_restart(self) -> None: ...
 
 
 class Logins(Protocol):
@@ -67,7 +69,7 @@ class Hopeful(Protocol):
     """Tries to open what the configuration declares."""
 
     def notices(self) -> list[str]: ...
-    def hurry(self) -> None: ...
+    async def hurry(self) -> None: ...
 
 
 class Physician(Protocol):
@@ -111,6 +113,7 @@ class Api(BackupsApi):
         self._declared = organs.declared
         self._started = organs.clock.now()
         self._contract = openapi.text(ROUTES, version=VERSION)
+        self.heads = Heads()
         # Set when the daemon stops: new work is refused, streams end.
         self.stopping = asyncio.Event()
 
@@ -126,6 +129,7 @@ class Api(BackupsApi):
 
     @web.middleware
     async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.heads.arrived(request)
         callers.check(request)
         if self.stopping.is_set():
             raise errors.ShuttingDown
@@ -149,6 +153,10 @@ class Api(BackupsApi):
                 notices=[*self._tunnels.notices(), *self._declared.notices()],
             )
         )
+
+    async def expect_restart(self, _request: web.Request) -> web.Response:
+        self._tunnels.expect_restart()
+        return web.Response(status=204)
 
     async def settings(self, _request: web.Request) -> web.Response:
         chosen = self._settings
@@ -287,7 +295,7 @@ class Api(BackupsApi):
         verified = await self._control.verify(api_base, token)
         await self._logins.put(api_base, token)
         self._tokens.remember(api_base, token, verified.user)
-        self._declared.hurry()
+        await self._declared.hurry()
         return answer(
             wire.LoginAnswer(
                 api_base=api_base,

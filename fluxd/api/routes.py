@@ -15,6 +15,13 @@ _WAIT: Final = Query("wait", Literal["0", "1"], "0: answer at once, if the contr
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/v1/status", "status", "The daemon, its SSH hosts and counts", {200: wire.Status}),
+    Route(
+        "PUT",
+        "/v1/restart",
+        "expect_restart",
+        "A stop within the next minute is a restart: open tunnels and their roles are left to the next fluxd",
+        {204: None},
+    ),
     Route("GET", "/v1/settings", "settings", "Its settings, and where each comes from", {200: wire.SettingsAnswer}),
     Route("GET", "/v1/tunnels", "list_tunnels", "Every tunnel", {200: wire.TunnelList}),
     Route(

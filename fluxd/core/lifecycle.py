@@ -10,7 +10,7 @@ Opening goes one way, each step by its own event; any failure on it undoes every
 
 `journaling` stands before `granting`, so that a role is known on disk before it is asked for. From `up` there is
 `reconnecting` and back, and one way out: stop listening, have the roles ended, give Postgres a moment to tell its
-clients so, close what is left.
+clients so, close what is left. A daemon that is about to be started again leaves it (`left`) as a crash would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Phase(StrEnum):
     """Where a tunnel stands."""
 
     NEW = auto()
-    RESTORING = auto()
+    STARTING = auto()
     BINDING = auto()
     REACHING = auto()
     LOCATING = auto()
@@ -38,13 +38,14 @@ class Phase(StrEnum):
     CLOSING = auto()
     CLOSED = auto()
     FAILED = auto()
+    LEFT = auto()
 
 
 class Event(StrEnum):
     """What happened."""
 
     OPEN_ASKED = auto()
-    RESTORE_ASKED = auto()
+    LISTEN_ASKED = auto()
     PORT_BOUND = auto()
     HOST_REACHED = auto()
     UPSTREAM_LOCATED = auto()
@@ -59,6 +60,7 @@ class Event(StrEnum):
     UPSTREAM_DISPROVEN = auto()
     LEASE_ENDED = auto()
     CLOSE_ASKED = auto()
+    HANDED_OVER = auto()
     GRACE_ELAPSED = auto()
 
 
@@ -91,7 +93,7 @@ P, E, C = Phase, Event, Command
 
 OPENING: Final = (P.BINDING, P.REACHING, P.LOCATING, P.PROVING, P.JOURNALING, P.GRANTING, P.LOGGING_IN)
 LISTENING: Final = (P.UP, P.RECONNECTING)
-OVER: Final = (P.CLOSED, P.FAILED)
+OVER: Final = (P.CLOSED, P.FAILED, P.LEFT)
 
 _UNDO: Final = Step(P.FAILED, (C.STOP_LISTENING, C.REVOKE_GRANTS, C.CLOSE_RELAYS))
 _END: Final = Step(P.CLOSING, (C.STOP_LISTENING, C.REVOKE_GRANTS, C.AWAIT_GRACE))
@@ -107,33 +109,42 @@ TABLE: Final = MappingProxyType(
         (P.JOURNALING, E.GRANT_JOURNALED): Step(P.GRANTING, (C.ASK_GRANT,)),
         (P.GRANTING, E.GRANT_ANSWERED): Step(P.LOGGING_IN, (C.PROVE_LOGIN,)),
         (P.LOGGING_IN, E.LOGIN_PROVEN): Step(P.UP, (C.SERVE,)),
-        # A tunnel that was open when the daemon ended listens at once, and dials on its first client.
-        (P.NEW, E.RESTORE_ASKED): Step(P.RESTORING, (C.BIND_PORT,)),
-        (P.RESTORING, E.PORT_BOUND): Step(P.UP, (C.SERVE,)),
+        # A tunnel that was open when the daemon ended, or is declared, listens at once and dials on its first client.
+        (P.NEW, E.LISTEN_ASKED): Step(P.STARTING, (C.BIND_PORT,)),
+        (P.STARTING, E.PORT_BOUND): Step(P.UP, (C.SERVE,)),
         # The listener never closes for an SSH loss.
         (P.UP, E.HOST_LOST): Step(P.RECONNECTING, (C.REDIAL,)),
         (P.RECONNECTING, E.HOST_REGAINED): Step(P.UP),
         # Every way of failing while opening, and every way out of being open.
-        **{(phase, event): _UNDO for phase in (*OPENING, P.RESTORING) for event in (E.STEP_FAILED, E.LEASE_ENDED)},
+        **{(phase, event): _UNDO for phase in (*OPENING, P.STARTING) for event in (E.STEP_FAILED, E.LEASE_ENDED)},
         **{
             (phase, event): _END
             for phase in LISTENING
             for event in (E.LEASE_ENDED, E.CLOSE_ASKED, E.UPSTREAM_DISPROVEN)
         },
-        **{(phase, E.CLOSE_ASKED): _END for phase in (*OPENING, P.RESTORING)},
+        **{(phase, E.CLOSE_ASKED): _END for phase in (*OPENING, P.STARTING)},
+        # The daemon restarts: roles live on, and the next one listens again.
+        **{(phase, E.HANDED_OVER): Step(P.LEFT, (C.STOP_LISTENING, C.CLOSE_RELAYS)) for phase in LISTENING},
         (P.NEW, E.CLOSE_ASKED): Step(P.CLOSED, (C.REVOKE_GRANTS,)),
         (P.CLOSING, E.GRACE_ELAPSED): Step(P.CLOSED, (C.CLOSE_RELAYS,)),
         # A grant that was on its way when the end came is ended too.
         **{
             (phase, event): Step(phase, (C.REVOKE_GRANTS,))
-            for phase in (P.CLOSING, *OVER)
+            for phase in (P.CLOSING, P.CLOSED, P.FAILED)
             for event in (E.GRANT_JOURNALED, E.GRANT_ANSWERED)
         },
     }
 )
 
 _SHOWN: Final = MappingProxyType(
-    {P.UP: "up", P.RECONNECTING: "reconnecting", P.CLOSING: "closing", P.CLOSED: "closed", P.FAILED: "failed"}
+    {
+        P.UP: "up",
+        P.RECONNECTING: "reconnecting",
+        P.CLOSING: "closing",
+        P.CLOSED: "closed",
+        P.FAILED: "failed",
+        P.LEFT: "closed",
+    }
 )
 
 

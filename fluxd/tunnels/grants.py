@@ -242,16 +242,23 @@ class Grants:
             record.boot_id = boot
 
     def resume(self, tunnels: Collection[str]) -> None:
-        """After a restart: end what shall end, and whatever nobody can use: only *tunnels* have come back."""
+        """Around a restart: end what shall end, and whatever nobody can use: only *tunnels* are, or will be, back."""
         for record in list(self._journal.grants.values()):
             useless = record.tunnel is not None and record.tunnel not in tunnels
             if record.state != "live" or useless:
                 self.end(record.grant_id)
 
-    async def aclose(self, *, within_s: float) -> None:
-        """End every grant; what is not confirmed within *within_s* stays journaled for the next daemon."""
-        for grant_id in list(self._journal.grants):
-            self.end(grant_id)
+    async def aclose(self, *, within_s: float, leaving: Collection[str] | None = None) -> None:
+        """
+        End every grant; what is not confirmed within *within_s* stays journaled for the next daemon.
+
+        With *leaving*, live ones of these tunnels, and bare ones, are the next daemon's as they are.
+        """
+        if leaving is not None:
+            self.resume(leaving)
+        else:
+            for grant_id in list(self._journal.grants):
+                self.end(grant_id)
         tasks = list(self._ending.values())
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)

@@ -1,8 +1,8 @@
 """
 A login to prove upstream with: this project's own user and password, whoever has them.
 
-v1: the project's password, from the control plane. v2: a role of this tunnel whose password is still in memory; after
-a restart there is none, so one is minted for a minute and ended at once.
+v1: the project's password, from the control plane. v2: a role of this tunnel whose password is still in memory; where
+there is none (after a restart, or before anybody asked for one), one is minted for a minute and ended at once.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Identity:
             project=facts.project,
             extensions=facts.plan.extensions,
             ttl_s=PROOF_TTL_S,
-            reason="fluxd restarted: is this still the project's database?",
+            reason="fluxd asks: is this the project's own database?",
         )
         record = await self._grants.write_down(terms)
         try:

@@ -60,8 +60,8 @@ class Listeners:
         """
         Close what the last daemon left, where no tunnel of this one takes it over within *after_s*.
 
-        Not at once: a declared tunnel needs the keyring and the control plane before it binds. Not never: a client that
-        waits there should be told.
+        Not at once: a declared tunnel without a port in the settings needs the control plane before it binds. Not
+        never: a client that waits there should be told.
         """
         await asyncio.sleep(after_s)
         self._manager.discard_untaken()

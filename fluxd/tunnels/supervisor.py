@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,7 @@ from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
 from .dial import Destination, Dialling
+from .doors import Door, Doors, Place
 from .events import Events
 from .facts import Facts, Wish, recalled
 from .forward import Forward
@@ -66,6 +67,8 @@ REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
 REPORTED_WITHIN_S: Final = 5.0
 DEFAULT_HOST: Final = "127.0.0.1"
+# Who announces a restart stops us at once.
+RESTARTED_WITHIN_S: Final = 60.0
 
 NO_REVOKE: Final = (
     "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
@@ -94,6 +97,7 @@ class Supervisor:
         self._listeners = listeners or Listeners(Manager())
         self._passphrases = passphrases or Passphrases()
         self._events = Events(clock)
+        self._doors = Doors(self._listeners, self._ports, self._events, waits_s=settings.client_waits_s)
         self._grants = Grants(control=control, tokens=tokens, journal=self._journal, clock=clock)
         self._house = House(
             grants=self._grants,
@@ -114,6 +118,7 @@ class Supervisor:
         self._ticker: asyncio.Task[None] | None = None
         self._network = NetWatch(self._doubt_hosts)
         self._closing = False
+        self._restart_until = float("-inf")
 
     # ------------------------------------------------------------------- starting
 
@@ -180,7 +185,11 @@ class Supervisor:
                 tunnel = None
             if tunnel is not None:
                 return False, await self._join(tunnel, request, caller)
-            return True, await self._open(request, caller)
+            plan = await self._plan(request, caller)
+            door = self._door(request, caller, plan)
+            if door is not None:
+                return True, await self._join(await self._behind(door, caller), request, caller)
+            return True, await self._open(request, caller, plan)
 
     def _find(self, caller: Caller, request: wire.OpenTunnel) -> Tunnel | None:
         """The tunnel open for it. A v1 project has one role, so whatever access is asked for, one forward."""
@@ -190,8 +199,8 @@ class Supervisor:
                 return tunnel
         return None
 
-    async def _open(self, request: wire.OpenTunnel, caller: Caller) -> wire.TunnelOpened:
-        plan, raw = await self._control.plan(
+    async def _plan(self, request: wire.OpenTunnel, caller: Caller) -> Planned:
+        return await self._control.plan(
             caller,
             request.hash,
             local_port=request.local_port,
@@ -199,10 +208,9 @@ class Supervisor:
             ssh_user=request.ssh.user,
             ssh_port=request.ssh.port,
         )
-        target = _target(request.ssh, plan)
-        notices = [*_notices(request, plan), *await _not_honoured(target.host)]
-        self._must_be_open()  # it was when we were asked; much may have happened since
-        tunnel = self._new(request, caller, plan, raw, target, notices)
+
+    async def _open(self, request: wire.OpenTunnel, caller: Caller, planned: Planned) -> wire.TunnelOpened:
+        tunnel = await self._new(request, caller, planned)
         hold = secrets.token_hex(8) if request.hold else None
         tunnel.open(
             Wish(caller, request.ttl_s, request.reason, hold),
@@ -220,15 +228,11 @@ class Supervisor:
             tunnel.close()
             raise
 
-    def _new(
-        self,
-        request: wire.OpenTunnel,
-        caller: Caller,
-        plan: plane_wire.AccessPlan,
-        raw: dict[str, Any],
-        target: Target,
-        notices: Collection[str],
-    ) -> Tunnel:
+    async def _new(self, request: wire.OpenTunnel, caller: Caller, planned: Planned) -> Tunnel:
+        plan, raw = planned
+        target = _target(request.ssh, plan)
+        notices = [*_notices(request, plan), *await _not_honoured(target.host)]
+        self._must_be_open()  # it was when we were asked; much may have happened since
         pooled = isinstance(plan, plane_wire.PooledPlan)
         key = Key(caller.api_base, caller.account, request.hash, request.access if pooled else "readwrite")
         facts = Facts(
@@ -241,7 +245,7 @@ class Supervisor:
             prefer_network=request.ssh.prefer_network,
             renew=request.renew,
             ttl_s=request.ttl_s,
-            notices=[*notices],
+            notices=notices,
         )
         destination = Destination(target, request.ssh.identity_file, request.ssh.known_hosts)
         tunnel = Tunnel(facts, self._shared_host(destination, request.ssh.agent, plan.host_keys), self._house, caller)
@@ -256,6 +260,7 @@ class Supervisor:
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
         await self._unlocked(tunnel.host, request.ssh)
+        await tunnel.reach()
         hold = secrets.token_hex(8) if request.hold else None
         minted = None
         if tunnel.facts.pooled is not None and (request.credential == "new" or not tunnel.live()):
@@ -280,6 +285,82 @@ class Supervisor:
             plan=_with_port(tunnel.facts.raw_plan, shown.port),
             notices=list(tunnel.facts.notices),
         )
+
+    # ------------------------------------------------------------------- declared
+
+    async def listen_for(self, request: wire.OpenTunnel, api_base: str, knocked: Callable[[], None]) -> Door | None:
+        """
+        Listen at once for the tunnel that *request* declares, before anybody is asked for its plan.
+
+        None where it is open already, or has no port yet. *knocked* is called when a client has come.
+
+        Raises:
+            PortTaken, TooManyOpenFiles: nothing listens.
+        """
+        self._must_be_open()
+        self._start_ticking()
+        place = Place(api_base, request.hash, request.access)
+        if any(_is_at(place, tunnel) for tunnel in self._tunnels.values()):
+            return None
+        return await self._doors.open(place, request, knocked)
+
+    async def declare(self, request: wire.OpenTunnel, caller: Caller) -> Tunnel:
+        """
+        The tunnel that *request* declares, listening: through its door, if it has one. Nothing is dialled and no role
+        made: the first client has the host dialled, and who wants a role asks for one.
+
+        Raises:
+            FluxError: there is no plan, or no port; its door goes on listening.
+        """
+        async with self._opening.setdefault((caller.api_base, caller.account, request.hash), asyncio.Lock()):
+            tunnel = self._find(caller, request)
+            if tunnel is not None and tunnel.life.listening:
+                _same_way(tunnel, request)
+                tunnel.facts.kept, tunnel.caller = True, tunnel.caller or caller
+                tunnel.facts.renew |= request.renew
+                tunnel.remember()
+                return tunnel
+            planned = await self._plan(request, caller)
+            door = self._door(request, caller, planned)
+            if door is not None:
+                return await self._behind(door, caller)
+            tunnel = await self._new(request, caller, planned)
+            bind = lambda: self._bound(tunnel, request.local_port, strict=request.strict_port)  # noqa: E731
+            return await self._listening(tunnel, bind)
+
+    async def undeclare(self, door: Door) -> None:
+        """Close *door*, unless it has become a tunnel's."""
+        await self._doors.close(door)
+
+    def _door(self, request: wire.OpenTunnel, caller: Caller, planned: Planned) -> Door | None:
+        dedicated = isinstance(planned[0], plane_wire.DedicatedPlan)
+        return self._doors.find(caller.api_base, request.hash, request.access, dedicated=dedicated)
+
+    async def _behind(self, door: Door, caller: Caller) -> Tunnel:
+        """The tunnel behind *door*, in the way that was declared."""
+        tunnel = await self._new(door.request, caller, await self._plan(door.request, caller))
+        return await self._listening(tunnel, lambda: self._through(door, tunnel))
+
+    async def _listening(self, tunnel: Tunnel, bind: Callable[[], Awaitable[Forward]]) -> Tunnel:
+        tunnel.listen(bind)
+        await asyncio.shield(tunnel.settled)
+        if not tunnel.life.listening:
+            await self._gone(tunnel)
+            raise tunnel.problem or TunnelNotFound("The tunnel was closed while it was being opened.")
+        tunnel.facts.kept = True
+        tunnel.remember()
+        tunnel.report_opened()
+        return tunnel
+
+    async def _through(self, door: Door, tunnel: Tunnel) -> Forward:
+        """The door's own listener, with whoever waits there, as the tunnel's forward."""
+        key = tunnel.facts.key
+        if ports.owner_of(door.port, self._ports.owned) not in (None, key):
+            raise PortTaken(f"Local port {door.port} is kept for another tunnel.")
+        await self._keep_port(tunnel, door.port, self._ports.owned.get(key), door.request.local_port)
+        self._doors.taken(door)
+        door.lead(tunnel.open_channel, tunnel.observe)
+        return door.forward
 
     # ---------------------------------------------------------------------- hosts
 
@@ -436,7 +517,7 @@ class Supervisor:
                 yield reader
         finally:
             if held is not None and hold is not None:
-                held.let_go(hold)
+                held.lose(hold) if self._restarts() else held.let_go(hold)
 
     def _take_up(self, name: str) -> Tunnel:
         for tunnel in self._tunnels.values():
@@ -509,19 +590,24 @@ class Supervisor:
         await tunnel.aclose()
         await self._release(tunnel.host)
 
+    def expect_restart(self) -> None:
+        """If we are stopped within `RESTARTED_WITHIN_S`, it is to be started again: see `aclose`."""
+        self._restart_until = self._clock.now() + RESTARTED_WITHIN_S
+
+    def _restarts(self) -> bool:
+        return self._clock.now() < self._restart_until
+
     async def aclose(self) -> None:
-        """Close every tunnel, end every grant, keep nothing running. What could not be confirmed stays journaled."""
+        """
+        Close every tunnel, end every grant, keep nothing running. What could not be confirmed stays journaled.
+
+        Before a restart that was announced, tunnels that listen and live roles are left to the next daemon.
+        """
         self._closing = True
         self._listeners.hand_over()
-        tunnels = list(self._tunnels.values())
-        # A v1 tunnel that somebody keeps has no role to end: it comes back with the next daemon.
-        lasting = {one.facts.id: one.record() for one in tunnels if one.facts.kept and one.facts.pooled is None}
-        for tunnel in tunnels:
-            tunnel.close()
-        for tunnel in tunnels:
-            await tunnel.finished.wait()
-        self._journal.tunnels.update(lasting)
-        await self._grants.aclose(within_s=DRAINED_WITHIN_S)
+        await self._doors.aclose()
+        leaving = await (self._leave() if self._restarts() else self._close_all())
+        await self._grants.aclose(within_s=DRAINED_WITHIN_S, leaving=leaving)
         self._network.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -533,6 +619,25 @@ class Supervisor:
             await host.aclose()
         await self._journal.aclose()
         await self._ports.aclose()
+
+    async def _close_all(self) -> None:
+        tunnels = list(self._tunnels.values())
+        # A v1 tunnel that somebody keeps has no role to end: it comes back with the next daemon.
+        lasting = {one.facts.id: one.record() for one in tunnels if one.facts.kept and one.facts.pooled is None}
+        for tunnel in tunnels:
+            tunnel.close()
+        for tunnel in tunnels:
+            await tunnel.finished.wait()
+        self._journal.tunnels.update(lasting)
+
+    async def _leave(self) -> set[str]:
+        tunnels = list(self._tunnels.values())
+        left = {one.facts.id for one in tunnels if one.life.listening}
+        for tunnel in tunnels:
+            tunnel.hand_over() if tunnel.life.listening else tunnel.close()
+        for tunnel in tunnels:
+            await tunnel.finished.wait()
+        return left
 
     # --------------------------------------------------------------------- grants
 
@@ -624,6 +729,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
+Planned = tuple[plane_wire.AccessPlan, dict[str, Any]]
 _ACCESSES: Final[Sequence[wire.Access]] = ("readonly", "readwrite")
 
 
@@ -685,6 +791,13 @@ def _same_way(tunnel: Tunnel, asked: wire.OpenTunnel) -> None:
                 f"and you ask for {want}.",
                 hint=f"Close it first (`fluxctl tunnel close {tunnel.facts.id}`), or ask without the differing option.",
             )
+
+
+def _is_at(place: Place, tunnel: Tunnel) -> bool:
+    """Whether *tunnel* listens for what is declared as *place*."""
+    key = tunnel.facts.key
+    same = (key.api_base, key.hash) == place[:2] and (tunnel.facts.pooled is None or key.access == place.access)
+    return same and tunnel.life.listening
 
 
 def _answers_to(tunnel: Tunnel, name: str) -> bool:

@@ -87,6 +87,8 @@ class Tunnel:
         self.caller = caller
         self.holds: dict[str, Hold] = {}
         self.problem: FluxError | None = None
+        # What its end came from.
+        self.ended_by: Event | None = None
         self.life = Lifecycle()
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
@@ -125,17 +127,26 @@ class Tunnel:
 
     def restore(self, record: TunnelRecord, bind: Bind) -> None:
         """Listen again as before the daemon ended; the host is dialled by the first client."""
-        self._bind = bind
         self.whereabouts.recall(record.upstream, record.proven_behind)
         until = self._house.clock.now() + HOLD_FOUND_AGAIN_WITHIN_S
         held = {one.hold: one.grant_id for one in self.live()}
         self.holds = {name: Hold(held.get(name), until) for name in record.holds}
         for grant in self.live():
             self._note_end(grant)
-        self.feed(Event.RESTORE_ASKED)
+        self.listen(bind)
+
+    def listen(self, bind: Bind) -> None:
+        """Listen without having reached anything: the host is dialled, and upstream proven, for the first client."""
+        self._bind = bind
+        self.feed(Event.LISTEN_ASKED)
 
     def close(self) -> None:
         self.feed(Event.CLOSE_ASKED)
+
+    def hand_over(self) -> None:
+        """Leave it to the next daemon, with its roles; the journal knows it."""
+        self.remember()
+        self.feed(Event.HANDED_OVER)
 
     def host_lost(self) -> None:
         self.feed(Event.HOST_LOST)
@@ -156,6 +167,7 @@ class Tunnel:
         elif phase is Phase.RECONNECTING:
             self._emit("reconnecting", self.host.last_problem)
         elif phase is Phase.CLOSING:
+            self.ended_by = event
             if event is Event.LEASE_ENDED:
                 self._emit("lease_over")
             self._emit("closing", self.problem)
@@ -211,6 +223,19 @@ class Tunnel:
         assert self._bind is not None
         self.forward = await self._bind()
         return Event.PORT_BOUND
+
+    async def reach(self) -> None:
+        """
+        For one that listens and has reached nothing yet: what opening it would have shown.
+
+        Raises:
+            FluxError: why it cannot be used; it goes on listening.
+        """
+        if self.whereabouts.met:
+            return
+        await self._reach_host()
+        await self._locate_upstream()
+        await self._prove_upstream()
 
     async def _reach_host(self) -> Event:
         await self.host.reach()
@@ -271,12 +296,18 @@ class Tunnel:
     async def _close_relays(self) -> None:
         if self.forward is not None:
             await self.forward.close_relays()
-        self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
-        if self.life.phase is not Phase.FAILED:
+        if self.life.phase is not Phase.LEFT:
+            self._emit("failed" if self.life.phase is Phase.FAILED else "closed", self.problem)
+        if self.life.phase is Phase.CLOSED:
             self._report("closed")
         if not self.settled.done():
             self.settled.set_result(None)
         self.finished.set()
+
+    async def closed_by_somebody(self) -> bool:
+        """Wait for its end; False if its lease was over, or upstream was another's."""
+        await self.finished.wait()
+        return self.ended_by is Event.CLOSE_ASKED
 
     async def aclose(self) -> None:
         """Await what is still under way; for a tunnel that is over."""
@@ -285,15 +316,17 @@ class Tunnel:
 
     # ------------------------------------------------------------------- clients
 
-    async def open_channel(self, protocol: Callable[[], asyncio.Protocol]) -> ChannelTransport:
+    async def open_channel(
+        self, protocol: Callable[[], asyncio.Protocol], *, within_s: float | None = None
+    ) -> ChannelTransport:
         """
-        A channel for a client, who waits a while if the host is away just now.
+        A channel for a client, who waits a while if the host is away just now: *within_s*, else as the settings say.
 
         Raises:
             FluxError: why there is none.
         """
         try:
-            async with asyncio.timeout(self._house.client_waits_s):
+            async with asyncio.timeout(self._house.client_waits_s if within_s is None else within_s):
                 return await self._channel(protocol)
         except TimeoutError as error:
             raise unreachable(self.host, self._house.client_waits_s) from error
@@ -487,6 +520,11 @@ class Tunnel:
         self.remember()
         if not self.holds and not self.facts.kept:
             self.close()
+
+    def lose(self, name: str) -> None:
+        """A hold's stream has ended because the daemon does: whoever held it may be back soon."""
+        if hold := self.holds.get(name):
+            hold.until = self._house.clock.now() + HOLD_FOUND_AGAIN_WITHIN_S
 
     def _drop_untaken_holds(self, now: float) -> None:
         for name, hold in list(self.holds.items()):

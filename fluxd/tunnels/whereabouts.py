@@ -109,6 +109,11 @@ class Whereabouts:
                 await self._prove(upstream)
             return upstream
 
+    @property
+    def met(self) -> bool:
+        """Whether this daemon has proven it, wherever it was then."""
+        return self._proven is not None
+
     def doubt(self) -> bool:
         """It did not answer where it was: ask again, if asking can tell another place. A name cannot."""
         self._found_at = float("-inf")

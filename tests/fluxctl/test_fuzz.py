@@ -107,6 +107,7 @@ def test_every_command_has_a_help_that_names_its_options(replay, number):
     for option in command.options:
         assert option.flags[-1] in done.stdout
         assert option.says
+    assert "\nExamples:\n" in done.stdout
     assert replay.asked == []
 
 

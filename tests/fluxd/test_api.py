@@ -13,11 +13,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from fluxd.api.heads import HEAD_WITHIN_S
 from tests.fluxd.asking import Asker, asker, raw
 from tests.fluxd.contract_plane import TOKEN, V1_CREDENTIALS, V1_PLAN, VERIFIED, ContractPlane, contract_plane
 from tests.furniture.daemon import Daemon
@@ -199,11 +201,58 @@ def resident(daemon: Daemon) -> int:
     return int(pages) * resource.getpagesize()
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(running: Daemon):
-    head = b"POST /v1/tunnels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"
-    answer = await asyncio.to_thread(raw, running.socket, head)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"code":"body_too_slow"' in answer
+async def test_what_does_not_come_is_not_waited_for(running: Daemon):
+    """Side by side, since each takes its time: a body, a head, and nothing at all; but who has asked once may pause."""
+    body = b"POST /v1/tunnels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"
+    too_slow, silent, slow, polite = await asyncio.gather(
+        asyncio.to_thread(raw, running.socket, body),
+        asyncio.to_thread(trickled, running, b""),
+        asyncio.to_thread(trickled, running, HALF_A_HEAD),
+        asyncio.to_thread(asked_twice, running, pause_s=HEAD_WITHIN_S + 1),
+    )
+    assert too_slow.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body_too_slow"' in too_slow
+    assert (silent, slow) == (b"", b"")
+    assert polite.startswith(b"HTTP/1.1 200 ")
+
+
+HALF_A_HEAD = b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+
+
+def trickled(daemon: Daemon, head: bytes) -> bytes:
+    """What is answered to *head* and then a byte now and then; it must not go on for ever."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(daemon.socket))
+        client.sendall(head)
+        client.settimeout(0.1)
+        for _ in range(200):
+            with contextlib.suppress(TimeoutError):
+                return client.recv(100)
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(head[-1:])
+        raise AssertionError("still connected after 20 s")
+
+
+def asked_twice(daemon: Daemon, *, pause_s: float) -> bytes:
+    """What is answered to the second of two requests on one connection."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(daemon.socket))
+        for before_s in (0.0, pause_s):
+            threading.Event().wait(before_s)
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = client.recv(65536)
+    return answer
+
+
+async def test_a_head_without_end_is_refused(running: Daemon):
+    line = b"Authorization: Bearer " + TOKEN.encode() * 100 + b"\r\n"
+    before = resident(running)
+    answer = await asyncio.to_thread(raw, running.socket, HALF_A_HEAD + b"\r\n" + line * 5000)
+    assert answer == b"" or b" 400 Bad Request\r\n" in answer
+    assert TOKEN not in running.said()
+    assert "Traceback" not in running.said()
+    assert resident(running) - before < 20 * 1024 * 1024
 
 
 # ---------------------------------------------------------------------- callers

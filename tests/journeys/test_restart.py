@@ -120,6 +120,34 @@ def test_a_declared_tunnel_is_there_after_login_and_its_clients_wait_out_a_resta
         assert client.connect_ex(("127.0.0.1", PORT)) != 0
 
 
+def test_an_upgrades_restart_keeps_the_password_that_a_gui_holds_and_a_stop_ends_it(
+    lab: Lab, user_manager: UserManager
+) -> None:
+    login, env = user_manager, user_manager.shell_of(lab.env)
+    login.run("fluxctl", "service", "install")
+    asked = ("fluxctl", "tunnel", "open", "foundry", "--hash", "5774112", "--json")
+    opened = json.loads(login.run(*asked, env=env).stdout)
+    port, credential = opened["tunnel"]["port"], opened["credential"]
+    psql = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", credential["username"], "-d", "postgres"]
+    password = {"PGPASSWORD": credential["password"], "PGCONNECT_TIMEOUT": "60"}
+    login.await_property("fluxd.service", "NFileDescriptorStore", "2")
+    with intruding(port) as intrusions:
+        said = login.run("fluxctl", "service", "restart").stdout
+        # The token came with a request: this daemon has none.
+        who = login.run(*psql, "-Atc", "SELECT current_user", env=password)
+    assert "ports, tunnels and temporary roles were kept" in said
+    assert who.stdout.strip() == credential["username"]
+    assert intrusions == []
+    login.run("systemctl", "--user", "restart", "fluxd.service")
+    assert json.loads(login.run("fluxctl", "tunnel", "list", "--json").stdout)["tunnels"] == []
+    again = json.loads(login.run(*asked, env=env).stdout)
+    assert again["tunnel"]["port"] == port
+    assert again["credential"]["username"] != credential["username"]
+    refused = login.run(*psql, "-Atc", "SELECT 1", env=password, check=False)
+    assert "password authentication failed" in refused.stderr
+    login.run("fluxctl", "tunnel", "close", "foundry", env=env)
+
+
 def test_after_a_crash_the_tunnel_is_back_and_the_password_that_a_gui_holds_still_works(
     lab: Lab, user_manager: UserManager
 ) -> None:

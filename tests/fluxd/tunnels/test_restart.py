@@ -138,6 +138,72 @@ async def test_a_v1_tunnel_that_is_kept_outlives_an_orderly_stop(small_rig):
     assert small_rig.roles() == set()
 
 
+async def announced_and_back(rig: Rig) -> None:
+    rig.up.expect_restart()
+    await rig.up.aclose()
+    rig.supervisor = None
+    await rig.up.start()
+
+
+async def test_a_restart_that_was_announced_keeps_tunnels_and_their_roles(small_rig):
+    opened = await small_rig.open()
+    await small_rig.open(V1_HASH)
+    await announced_and_back(small_rig)
+    back = small_rig.up.show("foundry")
+    assert (back.id, back.port, back.username) == (
+        opened.tunnel.id,
+        opened.tunnel.port,
+        opened.credential.username,
+    )
+    assert await small_rig.ask(opened) == opened.credential.username
+    assert {one.hash for one in small_rig.up.list()} == {V1_HASH, "5774112"}
+    assert [one["event"] for one in small_rig.plane.reports] == ["opened", "opened"]
+
+
+async def test_who_holds_a_tunnel_finds_it_again_after_a_restart_that_was_announced(small_rig):
+    opened = await small_rig.open(credential="new", hold=True)
+    async with small_rig.up.events(tunnel=None, hold=opened.hold) as stream:
+        await anext(stream)
+        small_rig.up.expect_restart()
+    await small_rig.up.aclose()
+    small_rig.supervisor = None
+    await small_rig.up.start()
+    async with small_rig.up.events(tunnel=None, hold=opened.hold) as stream:
+        assert (await anext(stream)).tunnels[0].id == opened.tunnel.id
+        assert await small_rig.ask(opened) == opened.credential.username
+    await until(lambda: small_rig.up.list() == [], "the tunnel to close")
+    await until(lambda: small_rig.roles() == set(), "the role to end")
+
+
+async def test_a_hold_that_ends_before_the_restart_comes_is_found_again_or_ends(
+    embedded, contract_plane, pool18, tmp_path
+):
+    rig = Rig(embedded, contract_plane, pool18, tmp_path / "state", clock=ShiftedClock())
+    opened = await rig.open(credential="new", hold=True)
+    async with rig.up.events(tunnel=None, hold=opened.hold) as stream:
+        await anext(stream)
+        rig.up.expect_restart()
+    rig.clock.slept_s += 11
+    await until(lambda: rig.up.list() == [], "the tunnel to close")
+    await until(lambda: rig.roles() == set(), "the role to end")
+    await rig.close()
+
+
+async def test_a_restart_that_never_came_does_not_keep_a_later_stop_from_ending_roles(
+    embedded, contract_plane, pool18, tmp_path
+):
+    rig = Rig(embedded, contract_plane, pool18, tmp_path / "state", clock=ShiftedClock())
+    await rig.open()
+    rig.up.expect_restart()
+    rig.clock.slept_s += 61
+    await rig.up.aclose()
+    assert rig.roles() == set()
+    rig.supervisor = None
+    await rig.up.start()
+    assert rig.up.list() == []
+    await rig.close()
+
+
 async def test_a_closed_tunnel_does_not_come_back(small_rig):
     await small_rig.open(V1_HASH)
     await small_rig.open()
