@@ -22,6 +22,7 @@ from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
 from tests.furniture import awkward
+from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
 
 V1, V2 = "ffca33f", "5774112"
@@ -305,6 +306,39 @@ async def test_a_failed_create_is_500_and_recorded_and_the_next_one_works(settin
         assert (await newest(plane, V1))["status"] == "failed"
         assert list(settings.backups.directory.glob("*/*.dump*")) == []
         assert (await made(plane, V1))["status"] == "complete"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by its host", "by the container's address"])
+async def test_a_v1_project_in_a_container_is_backed_up_as_any_other(settings, pg18, docker_engine, monkeypatch, named):
+    """The password is the container's, which docker tells; so is the address, where no name resolves to it."""
+    settings, token = settings
+    needs_program("docker")
+    monkeypatch.setenv("DOCKER_HOST", docker_engine.url)
+    docker_engine.PASSWORD = PASSWORD
+    where = {"internal_host": "127.0.0.1"} if named else {}
+    contained = registry.NewProject(
+        user=USER, slug="acme", mode="v1_dedicated", hash="abcdef1", internal_port=pg18.port, **where
+    )
+    async with catalogue.connect(settings) as catalog:
+        await registry.create_project(catalog, settings, contained)
+    async with serving(settings, token) as plane:
+        missing = await plane.post(base("abcdef1"))
+        assert (missing.status, "flux-abcdef1-acme-db is missing, stopped" in missing.body["error"]) == (500, True)
+        docker_engine.containers["flux-abcdef1-acme-db"] = {"flux-abcdef1-acme-net": "127.0.0.1"}
+        backup = await made(plane, "abcdef1")
+        assert (backup["kind"], backup["status"]) == ("project_db", "complete")
+        assert "shop.people" in pg_restore(pg18, backup["primaryArtifactAbsolutePath"])
+        assert (await plane.post(f"{base('abcdef1')}/{backup['id']}/verify")).status == 200
+        headers = {"Authorization": f"Bearer {token.reveal()}"}
+        path = f"{plane.base}/api/cli/v1/projects/abcdef1/dump?schemaOnly=1"
+        async with plane.http.get(path, headers=headers) as response:
+            assert "CREATE TABLE shop.people" in await response.text()
+        docker_engine.PASSWORD = "changed in the database since"
+        answer = await plane.post(base("abcdef1"))
+        assert (answer.status, "password authentication failed" in answer.body["error"]) == (500, True)
+        monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+        answer = await plane.post(base("abcdef1"))
+        assert (answer.status, "Docker cannot be reached" in answer.body["error"]) == (500, True)
 
 
 async def test_a_plane_without_a_backup_login_says_so(settings):
