@@ -20,64 +20,10 @@ import pytest
 from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
+from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
-from tests.furniture import awkward
 from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
-
-V1, V2 = "ffca33f", "5774112"
-POLICIES = "CREATE POLICY own ON private_rows USING (owner = 'o1');"
-
-
-def base(hash_):
-    return f"/api/cli/v1/projects/{hash_}/backups"
-
-
-@pytest.fixture
-async def settings(pool18, pg18):
-    """A plane with foundry (v2, filled) and yeastcoast (v1, filled), and a directory for backups."""
-    with enterable_directory() as place, clean(pg18):
-        made = settings_for(pool18, backups=BackupSettings(directory=place / "backups"))
-        name = psycopg.conninfo.conninfo_to_dict(made.pool_url.reveal())["user"]
-        made = dataclasses.replace(made, pool_backup_url=url(pool18, f"{name}_backup", "backup-pw"))
-        token = await furnish(made)
-        async with catalogue.connect(made) as catalog:
-            new = registry.NewProject(
-                user=USER, slug="yeastcoast", mode="v1_dedicated", hash=V1, postgres_url=pg18.url()
-            )
-            await registry.create_project(catalog, made, new)
-        yield made, token
-
-
-@contextlib.contextmanager
-def clean(server):
-    """The dedicated server's own database, with the awkward schema for as long as the block runs."""
-    with psycopg.connect(server.url().reveal(), autocommit=True) as link:
-        awkward.fill(link, "shop", policies=POLICIES)
-        link.execute("SELECT lo_from_bytea(4711, 'large')")
-        try:
-            yield
-        finally:
-            link.execute("DROP SCHEMA shop CASCADE")
-            link.execute("SELECT lo_unlink(4711)")
-
-
-async def filled(settings, pool18):
-    schema = await schema_of(settings, V2)
-    fill(pool18, schema, "one", "two")
-    with psycopg.connect(pool18.url().reveal(), autocommit=True) as link:
-        link.execute(f"INSERT INTO {schema}.secrets SELECT generate_series(1, 7)")
-    return schema
-
-
-async def made(plane, hash_) -> dict:
-    answer = await plane.post(base(hash_))
-    assert answer.status == 200, answer.body
-    return answer.body["backup"]
-
-
-async def newest(plane, hash_) -> dict:
-    return (await plane.get(base(hash_))).body["backups"][0]
 
 
 @pytest.mark.parametrize("hash_", [V1, V2])
@@ -626,7 +572,9 @@ async def test_the_doctor_says_what_backups_lack(settings, pool18):
     assert f"yeastcoast {V1}" in told["backups"][1]
     async with serving(settings, token) as plane:
         for hash_ in (V1, V2, "0a1b2c3"):
-            await plane.post(f"{base(hash_)}/{(await made(plane, hash_))['id']}/verify")
+            await made(plane, hash_)
+    async with catalogue.connect(settings) as catalog:
+        await catalog.db.execute("UPDATE backups SET restore = 'restore_verified', restore_at = now()")
     assert (await verdicts())["backups"][0] == "ok"
     assert (await verdicts(pool_backup_url=None))["backup login"][0] == "warn"
     assert (await verdicts(pool_backup_url=settings.pool_url))["backup login"][0] == "fail"
