@@ -334,6 +334,10 @@ class Events:
     def close(self) -> None:
         self._connection.close()
 
+    def fileno(self) -> int:
+        """Whoever else has it open holds what we hold."""
+        return self._connection.fileno()
+
     def hang_up(self) -> None:
         """As `Connection.hang_up`: for the thread that does not read."""
         self._connection.hang_up()

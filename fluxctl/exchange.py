@@ -70,6 +70,9 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def hang_up(self) -> None:
         """End a read that another thread is in; `close` alone would leave it waiting."""
         try:

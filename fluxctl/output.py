@@ -1,8 +1,9 @@
 """
 A file (or directory) that gets its name only when it is whole.
 
-It is written beside its place under a temporary name, private to the user, and locked while somebody writes it: what a
-`kill -9` leaves is removed by the next one for the same output, never another's that is still at work.
+It is written beside its place under a temporary name, private to the user, and locked while somebody writes it. A guard
+removes it after a `kill -9`; what even that leaves (a power cut) is removed by the next one for the same output, never
+another's that is still at work.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from fluxctl.guard import Guard
 from fluxctl.problem import Problem
 
 TYPE_CHECKING = False
@@ -27,7 +29,8 @@ class Output:
     """
     What becomes *path*. `temporary` is where to write until `keep`; leaving the block without `keep` removes it.
 
-    With *resume*, a word that names one content, an unfinished file of that word is taken up again and stays.
+    With *resume*, a word that names one content, an unfinished file of that word is taken up again and stays. Without,
+    `guard` watches over it.
     """
 
     def __init__(self, path: str, *, directory: bool = False, resume: str | None = None) -> None:
@@ -40,9 +43,12 @@ class Output:
         self._directory = directory
         self._descriptor: int | None = None
         self.temporary = self.path.with_name(f".{self.path.name}.{resume or secrets.token_hex(4)}.partial")
+        self.guard: Guard | None = None
         self._refuse_what_is_there()
         try:
             self._sweep()
+            # First: there is never a file that nobody watches over.
+            self.guard = None if resume else Guard(remove=self.temporary)
             self._descriptor = self._make()
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -99,6 +105,10 @@ class Output:
                 _remove_if_unlocked(found)
 
     def _close(self) -> None:
+        if self.guard is not None:
+            with self.guard:
+                self.guard.dismiss()
+            self.guard = None
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import IO
 
+    from fluxctl.guard import Guard
+
 _LOOK_EVERY_S = 0.2
 _END_WITHIN_S = 5.0
 _KEPT_LINES = 200
@@ -35,9 +37,11 @@ def run(
     *,
     look: Callable[[], object],
     hear: Callable[[str], bool] = lambda _line: False,
+    guard: Guard | None = None,
 ) -> tuple[int, str]:
     """
     The exit status, and the last lines of stderr that *hear* did not take for itself. *look* is called now and then.
+    A *guard* ends the program after a `kill -9` of ours.
 
     Raises:
         Problem: program_missing, it cannot be started.
@@ -50,6 +54,7 @@ def run(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            process_group=guard.group if guard else None,
         )
     except OSError as error:
         raise Problem("program_missing", f"{argv[0]}: {error.strerror}.") from error

@@ -189,19 +189,24 @@ def noticing(variables: Mapping[str, str], server: int) -> dict[str, str]:
     return {**variables, "PGOPTIONS": options.strip()}
 
 
-def ask(variables: Mapping[str, str], login: Sequence[str], question: str, *, database: str = "postgres") -> str:
+def statements(login: Sequence[str], *texts: str, database: str = "postgres") -> list[str]:
+    """The argv of a psql that runs *texts* one after the other, until one fails."""
+    said = [word for text in texts for word in ("-c", text)]
+    return [psql(), *login, "-d", database, "-XAtqw", "-v", "ON_ERROR_STOP=1", *said]
+
+
+def ask(variables: Mapping[str, str], login: Sequence[str], *questions: str, database: str = "postgres") -> str:
     """
-    What psql answers to *question*: columns with `|`, rows on lines.
+    What psql answers to *questions*: columns with `|`, rows on lines.
 
     Raises:
         Problem: program_missing; program_failed with psql's words.
     """
     import subprocess  # noqa: PLC0415 - dumps have time
 
-    argv = [psql(), *login, "-d", database, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", question]
     try:
         done = subprocess.run(
-            argv,
+            statements(login, *questions, database=database),
             env={**variables, "LC_ALL": "C"},
             capture_output=True,
             text=True,

@@ -500,6 +500,12 @@ class Backup(TypedDict):
     completedAt: NotRequired[str | None]
     localArtifactStatus: NotRequired[Literal["missing", "present"] | None]
     offsiteStatus: NotRequired[str | None]
+    offsiteProvider: NotRequired[str | None]
+    offsiteKey: NotRequired[str | None]
+    offsiteCompletedAt: NotRequired[str | None]
+    offsiteSizeBytes: NotRequired[int | None]
+    offsiteContentSha256: NotRequired[str | None]
+    offsiteError: NotRequired[str | None]
     artifactValidationStatus: NotRequired[Literal["artifact_invalid", "artifact_valid", "pending"] | None]
     artifactValidationAt: NotRequired[str | None]
     artifactValidationError: NotRequired[str | None]
@@ -526,13 +532,14 @@ class BackupMade(TypedDict):
 
 
 class BackupProgress(TypedDict):
-    """One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`."""
+    """One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`, and in `error` why a"""
 
     backupId: str
     phase: str | None
     bytes: int
     done: bool
     backup: NotRequired[Backup | None]
+    error: NotRequired[str | None]
 
 
 class BackupVerified(TypedDict):

@@ -411,7 +411,11 @@ async def serve(settings: Settings, host: str, port: int) -> AsyncIterator[int]:
     ):
         plane = Plane(settings, store, pool_roles, backups)
         async with _reaping(store, pool_roles), _listening(_app(plane), host, port) as bound:
-            yield bound
+            try:
+                yield bound
+            finally:
+                # First: who waits for one is told, instead of holding us up.
+                backups.stop()
 
 
 def _app(plane: Plane) -> web.Application:

@@ -1,5 +1,5 @@
 """
-What the docker client says of a project's container: does it run, and with which POSTGRES_PASSWORD?
+What the docker client says of a project's container: does it run, with which POSTGRES_PASSWORD, and at which address?
 
 The client's own environment (DOCKER_HOST, …) decides which engine is asked. Names go after ``--`` and are held to
 the wire's pattern; the password travels through a pipe, never through an argv.
@@ -51,6 +51,17 @@ async def postgres_password(container: str) -> Secret | None:
         if name == "POSTGRES_PASSWORD" and value:
             return Secret(value)
     return None
+
+
+async def address(container: str) -> str | None:
+    """
+    An address of a container, by which this machine's own docker engine reaches it; None when it has none.
+
+    Raises:
+        DockerUnreachable
+    """
+    answer = await _inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", container)
+    return next(iter((answer or "").split()), None)
 
 
 def _strings(answer: str | None) -> list[str]:

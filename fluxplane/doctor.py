@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Final, Literal
 
 from fluxplane import catalogue, grants, pool, roles
@@ -112,7 +113,10 @@ async def _drift(settings: Settings, store: Catalogue) -> list[Check]:
 
 
 async def _backups(settings: Settings, store: Catalogue) -> list[Check]:
-    return [await _programs(), await _backup_login(settings), _directory(settings), await _freshness(settings, store)]
+    places = [_directory("backup directory", settings.backups.directory, "FLUX_BACKUPS_LOCAL_DIR")]
+    if (offsite := settings.backups.offsite) is not None:
+        places.append(_offsite(offsite))
+    return [await _programs(), await _backup_login(settings), *places, await _freshness(settings, store)]
 
 
 async def _programs() -> Check:
@@ -142,17 +146,23 @@ async def _backup_login(settings: Settings) -> Check:
     return Check("backup login", "ok", "reads whole tenants, and no more")
 
 
-def _directory(settings: Settings) -> Check:
-    place = settings.backups.directory
+def _offsite(place: Path) -> Check:
+    if not place.is_dir():
+        why = f"{place} is not there: is it mounted?"
+        return Check("backup offsite", "fail", why, "It is never made, so that nothing is copied beside it.")
+    return _directory("backup offsite", place, "FLUX_BACKUPS_OFFSITE_DIR")
+
+
+def _directory(name: str, place: Path, setting: str) -> Check:
     there = next(one for one in (place, *place.parents) if one.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as failure:
         why = f"{place} cannot be written: {failure.strerror}"
-        return Check("backup directory", "fail", why, "See FLUX_BACKUPS_LOCAL_DIR.")
+        return Check(name, "fail", why, f"See {setting}.")
     free = shutil.disk_usage(there).free
-    return Check("backup directory", "ok", f"{place}, {free / 1e9:.1f} GB free")
+    return Check(name, "ok", f"{place}, {free / 1e9:.1f} GB free")
 
 
 async def _freshness(settings: Settings, store: Catalogue) -> Check:

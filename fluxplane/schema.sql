@@ -173,3 +173,12 @@ CREATE TABLE backup_locks (
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 GRANT SELECT, INSERT, UPDATE, DELETE ON backups, backup_locks TO {service};
+
+-- version 3
+-- The copy in a second place; null where none was wanted.
+ALTER TABLE backups
+    ADD COLUMN offsite text CHECK (offsite IN ('pending', 'running', 'complete', 'failed')),
+    ADD COLUMN offsite_at timestamptz,
+    ADD COLUMN offsite_error text,
+    -- Why the last verification ended without a word about the backup itself, or with one; null if it went well.
+    ADD COLUMN run_error text;

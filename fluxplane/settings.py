@@ -62,6 +62,9 @@ class BackupSettings:
     restore_max_age_s: int = 24 * 3600
     dump_within_s: int = 6 * 3600
     verify_within_s: int = 6 * 3600
+    # Where each file is copied to as well; `offsite_strict`: a backup that could not be copied there has failed.
+    offsite: Path | None = None
+    offsite_strict: bool = False
     # Every hour one project whose newest verified backup is missing or stale is backed up and verified.
     scheduled: bool = False
 
@@ -264,8 +267,13 @@ def _backups(environ: Mapping[str, str]) -> BackupSettings:
     directory = Path(_text(environ, "FLUX_BACKUPS_LOCAL_DIR") or default.directory)
     if not directory.is_absolute():
         raise OperatorError("FLUX_BACKUPS_LOCAL_DIR must be an absolute path.")
+    offsite = Path(text) if (text := _text(environ, "FLUX_BACKUPS_OFFSITE_DIR")) else None
+    if offsite is not None and (not offsite.is_absolute() or offsite == directory):
+        raise OperatorError("FLUX_BACKUPS_OFFSITE_DIR must be an absolute path, and another one than the local one.")
     return BackupSettings(
         directory=directory,
+        offsite=offsite,
+        offsite_strict=is_true(environ.get("FLUXPLANE_BACKUPS_OFFSITE_STRICT")),
         interval_days=_number(environ, "FLUX_MIN_BACKUP_INTERVAL_DAYS", default.interval_days),
         retention_count=_number(environ, "FLUX_MIN_BACKUP_RETENTION_COUNT", default.retention_count),
         retention_days=_number(environ, "FLUX_MIN_BACKUP_RETENTION_DAYS", default.retention_days),

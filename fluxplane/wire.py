@@ -332,6 +332,12 @@ class Backup(Body, frozen=True, omit_defaults=True, kw_only=True):
     completed_at: Line | None = None
     local_artifact_status: Literal["present", "missing"] | None = None
     offsite_status: Line | None = None
+    offsite_provider: Line | None = None
+    offsite_key: Line | None = None
+    offsite_completed_at: Line | None = None
+    offsite_size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    offsite_content_sha256: Line | None = msgspec.field(default=None, name="offsiteContentSha256")
+    offsite_error: str | None = None
     artifact_validation_status: Literal["pending", "artifact_valid", "artifact_invalid"] | None = None
     artifact_validation_at: Line | None = None
     artifact_validation_error: str | None = None
@@ -366,13 +372,17 @@ class BackupVerified(Body, frozen=True, kw_only=True):
 
 
 class BackupProgress(Body, frozen=True, omit_defaults=True, kw_only=True):
-    """One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`."""
+    """
+    One line of `GET …/backups/{id}/progress` (extension, NDJSON); the last one has `done`, and in `error` why a
+    verification failed, or could not be run.
+    """
 
     backup_id: str
     phase: Line | None
     bytes: int
     done: bool
     backup: Backup | None = None
+    error: str | None = None
 
 
 class RestoreAsked(Body, frozen=True, omit_defaults=True, kw_only=True):

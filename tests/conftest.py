@@ -17,4 +17,5 @@ pytest_plugins = [
     "tests.furniture.package",
     "tests.furniture.systemd",
     "tests.furniture.contract",
+    "tests.furniture.transfers",
 ]

@@ -30,7 +30,7 @@ def create(arguments: Arguments) -> int:
     chosen, client = _asked(arguments)
     backup = client.create_backup(chosen.hash)["backup"]
     if backup["status"] in {"queued", "running"}:
-        backup = _followed(client, chosen, backup["id"], "Dumping")
+        backup, _ = _followed(client, chosen, backup["id"], "Dumping")
     if backup["status"] != "complete":
         raise Problem("backup_failed", backup.get("error") or "The backup failed.")
     if arguments.json:
@@ -48,10 +48,10 @@ def verify(arguments: Arguments) -> int:
     answer = client.verify_backup(chosen.hash, chosen_id)
     status = answer["restoreVerificationStatus"]
     if status == "pending":
-        backup = _followed(client, chosen, chosen_id, "Verifying")
+        backup, failed = _followed(client, chosen, chosen_id, "Verifying")
         status = backup.get("restoreVerificationStatus") or "pending"
-        if status != "restore_verified":
-            raise Problem("backup_failed", f"The backup is not verified: {_why_not(backup)}")
+        if failed or status != "restore_verified":
+            raise Problem("backup_failed", f"The backup is not verified: {failed or _why_not(backup)}")
     if arguments.json:
         screen.json({"ok": True, "backupId": chosen_id, "restoreVerificationStatus": status})
     else:
@@ -60,7 +60,7 @@ def verify(arguments: Arguments) -> int:
 
 
 def _why_not(backup: Backup) -> str:
-    return backup.get("restoreVerificationError") or backup.get("artifactValidationError") or "it could not be run."
+    return backup.get("restoreVerificationError") or backup.get("artifactValidationError") or "it was not run."
 
 
 def list_(arguments: Arguments) -> int:
@@ -108,7 +108,9 @@ def _print(one: Backup) -> None:
         "SHA-256": one.get("checksumSha256"),
         "File": one.get("artifactValidationStatus"),
         "Restore": one.get("restoreVerificationStatus"),
+        "Offsite": one.get("offsiteStatus"),
         "Error": one.get("error") or one.get("artifactValidationError") or one.get("restoreVerificationError"),
+        "Offsite error": one.get("offsiteError"),
     }
     for name, value in facts.items():
         if value is not None:
@@ -204,8 +206,8 @@ def _chosen(arguments: Arguments, client: Client, chosen: Project) -> Backup:
     raise Problem("backup_not_found")
 
 
-def _followed(client: Client, chosen: Project, backup_id: str, doing: str) -> Backup:
-    """The backup once nobody works on it any more."""
+def _followed(client: Client, chosen: Project, backup_id: str, doing: str) -> tuple[Backup, str | None]:
+    """The backup once nobody works on it any more, and why what was done with it failed."""
     last: dict[str, Any] = {}
     try:
         with client.backup_progress(chosen.hash, backup_id) as stream, Meter() as meter:
@@ -219,7 +221,7 @@ def _followed(client: Client, chosen: Project, backup_id: str, doing: str) -> Ba
     if not last.get("done"):
         raise _goes_on(None)
     backup: Backup = last["backup"]
-    return backup
+    return backup, last.get("error")
 
 
 def _goes_on(detail: str | None) -> Problem:

@@ -107,6 +107,7 @@ def _dump_to(
         pgtools.noticing(variables, server),
         look=lambda: meter.bytes(made.size()),
         hear=_aloud if arguments.verbose else _silent,
+        guard=made.guard,
     )
     if status:
         raise pgrun.failure("pg_dump", "dump_failed", said, hidden=held.tunnel["rls_tables"])

@@ -4,13 +4,16 @@
 In this order, so that nothing is opened for what will be refused: a pooled project (never), the name, the
 acknowledgement, the archive itself, the gate (the client's by the contract's rule, and the control plane's, which
 records it). pg_restore then runs in one transaction: the database is the archive's afterwards, or as it was. With
-`--into` a new database gets its name only when it is whole.
+`--into` a new database gets its name only when it is whole; a guard drops it after a `kill -9`, and what even that
+leaves (a power cut) the next restore removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -18,22 +21,22 @@ from pathlib import Path
 
 from fluxctl import environment, gate, hold, opening, options, pgrun, pgtools, screen
 from fluxctl.client import Client
+from fluxctl.guard import Guard
 from fluxctl.options import Command, Option
 from fluxctl.problem import Problem, usage
 from fluxctl.progress import Meter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from fluxctl.hold import Held
     from fluxctl.options import Arguments
     from fluxctl.project import Project
 
 REASON = "flux db restore"
 _UNFINISHED = "flux_restoring_"
-_LONGEST_NAME = 63 - len(_UNFINISHED)
+_LONGEST_NAME = 63
 _PLAIN_NAME = rf"[A-Za-z_][A-Za-z0-9_-]{{0,{_LONGEST_NAME - 1}}}"
 _LIST_WITHIN_S = 300
 
@@ -48,18 +51,30 @@ class Archive:
 
 
 class Database:
-    """One database behind the held tunnel, and the environment to reach it."""
+    """One database behind the held tunnel (`hold` is its descriptor), and the environment to reach it."""
 
-    def __init__(self, login: list[str], variables: dict[str, str], name: str = "postgres") -> None:
+    def __init__(self, hold: int, login: list[str], variables: dict[str, str], name: str = "postgres") -> None:
+        self.hold = hold
         self.login = login
         self.variables = variables
         self.name = name
 
-    def ask(self, question: str) -> str:
-        return pgtools.ask(self.variables, self.login, question, database=self.name)
+    def ask(self, *questions: str) -> str:
+        return pgtools.ask(self.variables, self.login, *questions, database=self.name)
 
     def at(self, name: str) -> Database:
-        return Database(self.login, self.variables, name)
+        return Database(self.hold, self.login, self.variables, name)
+
+
+class Work:
+    """What is restored, from where, by which program, as asked; and who is told how far it is."""
+
+    def __init__(self, database: Database, program: str, archive: Archive, arguments: Arguments, meter: Meter) -> None:
+        self.database = database
+        self.program = program
+        self.archive = archive
+        self.arguments = arguments
+        self.meter = meter
 
 
 def restore(arguments: Arguments) -> int:
@@ -193,26 +208,37 @@ def _through_a_tunnel(
     client: Client, chosen: Project, arguments: Arguments, archive: Archive, scratch: str | None
 ) -> dict[str, Any]:
     hold.stop_on_signals()
+    unfinished = _UNFINISHED + secrets.token_hex(4)
+    guard: Guard | None = None
+    try:
+        with _reached(client, chosen, arguments) as (database, version), Meter() as meter:
+            work = Work(database, pgtools.fitting(archive.programs, version), archive, arguments, meter)
+            _refuse_existing(database, scratch)
+            guard = _guarding(database, unfinished) if scratch else Guard()
+            with guard:
+                done = _beside(work, guard, unfinished, scratch) if scratch else _over(work, guard)
+                guard.dismiss()
+                return done
+    except BaseException:
+        if scratch and guard is not None and not guard.tidied:
+            _drop_anew(client, chosen, arguments, unfinished)
+        raise
+
+
+@contextlib.contextmanager
+def _reached(client: Client, chosen: Project, arguments: Arguments) -> Iterator[tuple[Database, int]]:
+    """The project's database through a tunnel of our own, and its server's major version."""
     body: Any = {
         **opening.open_body(arguments, chosen, hold=True, credential="new"),
         "reason": arguments.reason or REASON,
     }
-    with hold.Held(client, body) as held, hold.Narrator(held), Meter() as meter:
+    with hold.Held(client, body) as held, hold.Narrator(held):
         opening.say_notices(held.opened, held.tunnel)
-        database = _database(held)
-        version = int(database.ask("SHOW server_version_num")) // 10000
-        database = Database(database.login, pgtools.noticing(database.variables, version))
-        program = pgtools.fitting(archive.programs, version)
-        if scratch:
-            return _beside(database, program, archive, arguments, scratch, meter)
-        _warn_of_others(database)
-        return _over(database, program, archive, arguments, meter)
-
-
-def _database(held: Held) -> Database:
-    user, password = held.login()
-    login = ["-h", held.tunnel["host"], "-p", str(held.tunnel["port"]), "-U", user]
-    return Database(login, pgtools.environment(os.environ, password=password))
+        user, password = held.login()
+        login = ["-h", held.tunnel["host"], "-p", str(held.tunnel["port"]), "-U", user]
+        variables = pgtools.environment(os.environ, password=password)
+        version = int(pgtools.ask(variables, login, "SHOW server_version_num")) // 10000
+        yield Database(held.events.fileno(), login, pgtools.noticing(variables, version)), version
 
 
 def _warn_of_others(database: Database) -> None:
@@ -224,12 +250,14 @@ def _warn_of_others(database: Database) -> None:
         screen.warning(f"{others} other sessions use the database; the restore waits for their locks.")
 
 
-def _over(database: Database, program: str, archive: Archive, arguments: Arguments, meter: Meter) -> dict[str, Any]:
+def _over(work: Work, guard: Guard) -> dict[str, Any]:
     """Over what is there."""
+    database, arguments = work.database, work.arguments
+    _warn_of_others(database)
     if arguments.jobs:
         screen.warning("with --jobs there is no single transaction: a failure leaves the database half restored.")
     before = _tables(database)
-    _run(database, program, archive, ["--clean", "--if-exists"], arguments, meter)
+    _run(work, database, guard, ["--clean", "--if-exists"])
     after = _tables(database)
     return {
         "database": database.name,
@@ -241,22 +269,13 @@ def _over(database: Database, program: str, archive: Archive, arguments: Argumen
     }
 
 
-def _beside(
-    database: Database, program: str, archive: Archive, arguments: Arguments, scratch: str, meter: Meter
-) -> dict[str, Any]:
-    """Into a new database, which is dropped again unless all of it came."""
-    unfinished = _UNFINISHED + scratch
-    if database.ask(f"SELECT 1 FROM pg_database WHERE datname = {_text(scratch)}"):  # noqa: S608 - quoted
-        raise Problem("database_exists", f"The database {scratch} exists already.")
-    # What a run left that was killed.
-    database.ask(f"DROP DATABASE IF EXISTS {_name(unfinished)} WITH (FORCE)")
-    database.ask(f"CREATE DATABASE {_name(unfinished)} TEMPLATE template0")
-    try:
-        _run(database.at(unfinished), program, archive, [], arguments, meter)
-        database.ask(f"ALTER DATABASE {_name(unfinished)} RENAME TO {_name(scratch)}")
-    except BaseException:
-        _dropped(database, unfinished)
-        raise
+def _beside(work: Work, guard: Guard, unfinished: str, scratch: str) -> dict[str, Any]:
+    """Into a new database, which the guard drops again unless all of it came."""
+    database = work.database
+    _sweep(database)
+    database.ask(_alone(unfinished), f"CREATE DATABASE {_name(unfinished)} TEMPLATE template0")
+    _run(work, database.at(unfinished), guard, [])
+    database.ask(f"ALTER DATABASE {_name(unfinished)} RENAME TO {_name(scratch)}")
     made = database.at(scratch)
     tables = _tables(made)
     return {
@@ -269,18 +288,54 @@ def _beside(
     }
 
 
-def _dropped(database: Database, name: str) -> None:
-    """As well as it can be told: the tunnel may be what failed. The next run for the same name tries again."""
+def _refuse_existing(database: Database, scratch: str | None) -> None:
+    if scratch and database.ask(f"SELECT 1 FROM pg_database WHERE datname = {_text(scratch)}"):  # noqa: S608 - quoted
+        raise Problem("database_exists", f"The database {scratch} exists already.")
+
+
+def _guarding(database: Database, unfinished: str) -> Guard:
+    """Drops *unfinished* when we are gone, and keeps the tunnel for it until then."""
+    return Guard(
+        run=pgtools.statements(database.login, *_dropping(unfinished)),
+        variables=database.variables,
+        keeps=[database.hold],
+    )
+
+
+def _dropping(name: str) -> tuple[str, str]:
+    return _alone(name), f"DROP DATABASE IF EXISTS {_name(name)} WITH (FORCE)"
+
+
+def _alone(name: str) -> str:
+    """Whoever drops waits for a CREATE of the same name that goes on in the server although its client was killed."""
+    return f"SELECT pg_advisory_lock(hashtext({_text(name)}))"
+
+
+def _drop_anew(client: Client, chosen: Project, arguments: Arguments, unfinished: str) -> None:
+    """Through another tunnel: ours may be what failed."""
     try:
-        database.ask(f"DROP DATABASE IF EXISTS {_name(name)} WITH (FORCE)")
+        with _reached(client, chosen, arguments) as (database, _):
+            database.ask(*_dropping(unfinished))
     except Problem as problem:
-        screen.warning(f"the unfinished database {name} could not be dropped: {problem.message}")
+        screen.warning(
+            f"the unfinished database {unfinished} could not be dropped: {problem.message} "
+            f"A later restore with --into removes it."
+        )
 
 
-def _run(
-    database: Database, program: str, archive: Archive, more: list[str], arguments: Arguments, meter: Meter
-) -> None:
-    done = 0
+def _sweep(database: Database) -> None:
+    """What was left by a restore that nobody could tidy up after: an hour old, and without a session."""
+    left = database.ask(
+        f"SELECT datname FROM pg_database d WHERE datname ~ '^{_UNFINISHED}[0-9a-f]{{8}}$'"  # noqa: S608 - ours
+        " AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) AND now() - interval '1 hour' >"
+        " (pg_stat_file(format('base/%s/PG_VERSION', d.oid), true)).modification"
+    )
+    for name in left.splitlines():
+        database.ask(*_dropping(name))
+
+
+def _run(work: Work, database: Database, guard: Guard, more: list[str]) -> None:
+    arguments, archive, done = work.arguments, work.archive, 0
 
     def hear(line: str) -> bool:
         nonlocal done
@@ -291,14 +346,15 @@ def _run(
         return told
 
     how = ["--jobs", str(arguments.jobs)] if arguments.jobs else ["--single-transaction"]
-    argv = [program, *database.login, "-d", database.name, "--no-password", "--no-owner", "--exit-on-error"]
+    argv = [work.program, *database.login, "-d", database.name, "--no-password", "--no-owner", "--exit-on-error"]
     argv += ["--no-acl"] if arguments.no_acl else []
     argv += ["--verbose", *how, *more, str(archive.path)]
     status, said = pgrun.run(
         argv,
         database.variables,
-        look=lambda: meter.show(f"Restoring: step {done}, {archive.entries} things in the archive"),
+        look=lambda: work.meter.show(f"Restoring: step {done}, {archive.entries} things in the archive"),
         hear=hear,
+        guard=guard,
     )
     if status:
         failed = pgrun.failure("pg_restore", "restore_failed", said)

@@ -180,6 +180,7 @@ async def _lines(shelf: Shelf, project: Project, backup_id: str) -> AsyncIterato
             bytes=backup.progress_bytes,
             done=done,
             backup=shelf.shown(backup) if done else None,
+            error=backup.run_error if done else None,
         )
         if line != last:
             yield line

@@ -85,7 +85,7 @@ class Backups:
         if not await store.acquire(self._store, key, owner):
             raise Refusal(409, "A backup is already running for this project.", code="backup_running")
         for dead in await store.fail_all(self._store, project.id):
-            self.shelf.files.remove(dead)
+            self.shelf.remove(dead)
         await audit.record(self._store, "backup_created", "intent", actor, project)
         backup = await store.get(self._store, project.id, await store.begin(self._store, project))
         assert backup is not None
@@ -98,12 +98,12 @@ class Backups:
         """
         if backup.status != "complete":
             raise Refusal(409, f"The backup is {backup.status}, not complete.", code="backup_not_complete")
-        if self.shelf.files.stamp(backup) is None:
-            await store.invalid(self._store, backup.id, "The file is gone.")
+        if not await self.shelf.present(backup):
             raise Refusal(404, "The backup's file is gone.", code="backup_file_missing")
         owner, key = uuid.uuid4(), store.verifying(backup.id)
         if not await store.acquire(self._store, key, owner):
             raise Refusal(409, "A verification of this backup is already running.", code="verify_running")
+        await store.verifying_ended(self._store, backup.id, None)  # the last one's words
         await audit.record(self._store, "backup_verified", "intent", actor, project)
         return self._begin(Run("backup_verified", backup, project, actor, key, owner))
 
@@ -155,7 +155,7 @@ class Backups:
             if run.event == "backup_created" and failed is not None:
                 await store.fail(self._store, run.backup.id, failed)
             elif run.event == "backup_verified":
-                await store.progress(self._store, run.backup.id, None, run.written)
+                await store.verifying_ended(self._store, run.backup.id, failed)
             await store.release(self._store, run.key, run.owner)
             await audit.record(self._store, run.event, "failed" if failed else "ok", run.actor, run.project)
             if failed is None:
@@ -177,10 +177,15 @@ class Backups:
         target, bound = self.shelf.files.path(run.backup), self._settings.backups.dump_within_s
         made = await dump(source, target, progress=written, within_s=bound)
         stamp = self.shelf.files.stamp(run.backup) or ""
+        run.phase = "copying"
+        uncopied = await self.shelf.copy_offsite(run.backup, size=made.size, sha256=made.sha256)
+        if uncopied and self._settings.backups.offsite_strict:
+            self.shelf.remove(run.backup)
+            raise BackupFailed(uncopied)
         if not await store.complete(
             self._store, run.backup.id, made.manifest, size=made.size, sha256=made.sha256, stamp=stamp
         ):
-            self.shelf.files.remove(run.backup)
+            self.shelf.remove(run.backup)
             raise BackupFailed(TAKEN_FOR_DEAD)
 
     async def _verify(self, run: Run) -> None:

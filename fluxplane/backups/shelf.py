@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import logging
 import uuid
 from typing import Any, Final
 
@@ -20,12 +21,16 @@ from fluxplane.backups import freshness, gate, store, throwaway
 from fluxplane.backups.dump import digest
 from fluxplane.backups.files import Files
 from fluxplane.backups.freshness import Policy
+from fluxplane.backups.offsite import Offsite
+from fluxplane.backups.programs import BackupFailed
 from fluxplane.backups.store import Backup
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import Refusal
 from fluxplane.registry import Project
 from fluxplane.settings import BackupSettings
 from fluxplane.wire import V1
+
+log = logging.getLogger(__name__)
 
 # As many of a project's newest ones are held against the disk at each list (contract §7).
 RECONCILED: Final = 20
@@ -38,6 +43,7 @@ class Shelf:
         self._store = catalogue
         self._settings = settings
         self.files = Files(settings.directory)
+        self.offsite = None if settings.offsite is None else Offsite(self.files, settings.offsite)
 
     @property
     def policy(self) -> Policy:
@@ -86,7 +92,7 @@ class Shelf:
         return gate.classify(_as_json([self.shown(one) for one in await self.of(project)]))
 
     async def present(self, backup: Backup) -> bool:
-        return backup.status == "complete" and self.files.stamp(backup) is not None
+        return backup.status == "complete" and (self.files.stamp(backup) is not None or await self.whole(backup))
 
     async def busy(self, backup: Backup) -> bool:
         """Whether somebody dumps or verifies it now."""
@@ -101,33 +107,56 @@ class Shelf:
 
     async def reconcile(self, backup: Backup) -> None:
         """A file that is gone or changed is no backup. It is read again only when its stamp is another."""
-        stamp = self.files.stamp(backup)
-        if stamp is None:
-            if backup.artifact != "artifact_invalid":
-                await store.invalid(self._store, backup.id, "The file is gone.")
-        elif stamp != backup.stamp and backup.artifact != "artifact_invalid":
+        if self.files.stamp(backup) != backup.stamp and backup.artifact != "artifact_invalid":
             await self.whole(backup)
+        if self.offsite is not None and backup.offsite == "complete" and not await self._is_offsite(backup):
+            await store.copied(self._store, backup.id, "The offsite copy is gone or was changed.")
 
     async def whole(self, backup: Backup) -> bool:
-        """Whether the file has its size and checksum; the row is told."""
+        """Whether the file has its size and checksum, or has them again from its offsite copy; the row is told."""
+        wrong = await self._wrong(backup)
+        if wrong is not None and self.offsite is not None and await self.offsite.bring_back(backup):
+            log.warning("backup %s of %s was brought back from its offsite copy: %s", backup.id, backup.hash, wrong)
+            wrong = await self._wrong(backup)
+        if wrong is not None:
+            await store.invalid(self._store, backup.id, wrong)
+        return wrong is None
+
+    async def _wrong(self, backup: Backup) -> str | None:
         stamp = self.files.stamp(backup)
         if stamp is None:
-            await store.invalid(self._store, backup.id, "The file is gone.")
-            return False
-        found = await digest(self.files.path(backup))
-        if found != (backup.size_bytes, backup.checksum_sha256):
-            await store.invalid(self._store, backup.id, "The file's size or checksum differs from what was written.")
-            return False
+            return "The file is gone."
+        if await digest(self.files.path(backup)) != (backup.size_bytes, backup.checksum_sha256):
+            return "The file's size or checksum differs from what was written."
         await store.valid(self._store, backup.id, stamp)
-        return True
+        return None
+
+    async def copy_offsite(self, backup: Backup, *, size: int, sha256: str) -> str | None:
+        """Where a second place is wanted: why there is no copy there, or None."""
+        if self.offsite is None:
+            return None
+        await store.copying(self._store, backup.id)
+        try:
+            await self.offsite.keep(backup, size=size, sha256=sha256)
+            failed = None
+        except BackupFailed as failure:
+            failed = str(failure)
+        await store.copied(self._store, backup.id, failed)
+        return failed
+
+    def remove(self, backup: Backup) -> None:
+        """Its file, in both places."""
+        self.files.remove(backup)
+        if self.offsite is not None:
+            self.offsite.remove(backup)
 
     async def bury(self) -> None:
         """What a crash left: rows marked failed, their files removed."""
         for dead in await store.fail_abandoned(self._store):
-            self.files.remove(dead)
+            self.remove(dead)
 
     async def sweep(self) -> None:
-        """Crashes and retention, in all projects."""
+        """Crashes, retention, and offsite copies that are still missing, in all projects."""
         await self.bury()
         await asyncio.to_thread(throwaway.sweep, self.files.work)
         now = await self.now()
@@ -136,7 +165,23 @@ class Shelf:
             going = set(freshness.superfluous([one.kept() for one in rows], self.policy, now))
             for backup in (one for one in rows if str(one.id) in going):
                 await store.forget(self._store, backup.id)
-                self.files.remove(backup)
+                self.remove(backup)
+            for backup in (one for one in rows if str(one.id) not in going and one.status == "complete"):
+                await self._copy_again(backup)
+
+    async def _copy_again(self, backup: Backup) -> None:
+        """What the second place lacks, from the first; and the other way round."""
+        there = await self._is_offsite(backup)
+        if self.offsite is None or there == (backup.artifact != "artifact_invalid"):
+            return
+        if await self.whole(backup) and not there:
+            await self.copy_offsite(backup, size=backup.size_bytes or 0, sha256=backup.checksum_sha256 or "")
+
+    async def _is_offsite(self, backup: Backup) -> bool:
+        if self.offsite is None or backup.offsite != "complete":
+            return False
+        # In a thread: the second place may be a network's.
+        return await asyncio.to_thread(self.offsite.holds, backup)
 
     async def due(self) -> list[Project]:
         """Active projects without a fresh verified backup, the longest without first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from fluxplane import containers, registry
@@ -10,8 +11,9 @@ from fluxplane.backups.programs import Login, Unable
 from fluxplane.catalogue import Catalogue
 from fluxplane.registry import Project
 from fluxplane.settings import OperatorError, Settings, database_of, password_of, split_url, user_of
-from fluxplane.wire import V1, Secret
+from fluxplane.wire import V1
 
+RESOLVED_WITHIN_S: Final = 5
 _BACKUP_URL: Final = "FLUXPLANE_POOL_BACKUP_URL"
 
 
@@ -26,11 +28,12 @@ async def source_of(store: Catalogue, settings: Settings, project: Project) -> S
     if project.mode != V1:
         return Source(_pool_login(settings), project.api_schema)
     password = await registry.stored_password(store, project)
-    host, port = project.reached_host, project.reached_port
-    if password is None:
-        password = await _containers_password(project)
-        host, port = project.internal_host or project.container_name, project.internal_port
-    return Source(Login(host or "", port or 5432, "postgres", password))
+    if password is not None:
+        return Source(Login(project.reached_host or "", project.reached_port or 5432, "postgres", password))
+    try:
+        return Source(await _containers_login(project, project.internal_port or 5432))
+    except containers.DockerUnreachable as failure:
+        raise Unable(f"Docker cannot be reached: {failure}.") from failure
 
 
 def _pool_login(settings: Settings) -> Login:
@@ -47,11 +50,19 @@ def _pool_login(settings: Settings) -> Login:
     )
 
 
-async def _containers_password(project: Project) -> Secret:
+async def _containers_login(project: Project, port: int) -> Login:
+    """By the container's name where docker's own resolver answers it to us, else by its address."""
+    name = project.container_name
+    password = await containers.postgres_password(name)
+    if password is None:
+        raise Unable(f"The container {name} is missing, stopped or has no password.")
+    host = project.internal_host or (name if await _resolves(name) else await containers.address(name))
+    return Login(host or name, port, "postgres", password)
+
+
+async def _resolves(name: str) -> bool:
     try:
-        found = await containers.postgres_password(project.container_name)
-    except containers.DockerUnreachable as failure:
-        raise Unable(f"Docker cannot be reached: {failure}.") from failure
-    if found is None:
-        raise Unable(f"The container {project.container_name} is missing, stopped or has no password.")
-    return found
+        async with asyncio.timeout(RESOLVED_WITHIN_S):
+            return bool(await asyncio.get_running_loop().getaddrinfo(name, None))
+    except (OSError, TimeoutError):
+        return False

@@ -26,7 +26,8 @@ ABANDONED: Final = "The run ended before it was done: the control plane was stop
 
 _COLUMNS: Final = (
     "id, project_id, hash, kind, status, created_at, completed_at, error, size_bytes, checksum_sha256, manifest,"
-    " artifact, artifact_at, artifact_error, restore, restore_at, restore_error, stamp, phase, progress_bytes"
+    " artifact, artifact_at, artifact_error, restore, restore_at, restore_error, stamp, phase, progress_bytes,"
+    " offsite, offsite_at, offsite_error, run_error"
 )
 
 
@@ -54,6 +55,10 @@ class Backup:
     stamp: str | None
     phase: str | None
     progress_bytes: int
+    offsite: str | None
+    offsite_at: dt.datetime | None
+    offsite_error: str | None
+    run_error: str | None
 
     @property
     def relative_path(self) -> str:
@@ -85,7 +90,20 @@ class Backup:
             restore_verification_at=_iso(self.restore_at),
             restore_verification_error=self.restore_error,
             error=self.error,
+            **(self._offsite() if self.offsite else {}),
         )
+
+    def _offsite(self) -> dict[str, Any]:
+        done = self.offsite == "complete"
+        return {
+            "offsite_status": self.offsite,
+            "offsite_provider": "directory",
+            "offsite_key": self.relative_path,
+            "offsite_completed_at": _iso(self.offsite_at),
+            "offsite_size_bytes": self.size_bytes if done else None,
+            "offsite_content_sha256": self.checksum_sha256 if done else None,
+            "offsite_error": self.offsite_error,
+        }
 
 
 def _iso(moment: dt.datetime | None) -> str | None:
@@ -195,8 +213,28 @@ async def restored(store: Catalogue, backup_id: uuid.UUID, error: str | None) ->
     )
 
 
+async def copying(store: Catalogue, backup_id: uuid.UUID) -> None:
+    """Into the second place, from now on."""
+    await _set(store, backup_id, "offsite = 'running', offsite_at = NULL, offsite_error = NULL")
+
+
+async def copied(store: Catalogue, backup_id: uuid.UUID, error: str | None) -> None:
+    """How that ended: well, unless there is an *error*."""
+    await _set(
+        store,
+        backup_id,
+        "offsite = CASE WHEN $2::text IS NULL THEN 'complete' ELSE 'failed' END,"
+        " offsite_at = CASE WHEN $2::text IS NULL THEN clock_timestamp() END, offsite_error = $2",
+        error,
+    )
+
+
 async def progress(store: Catalogue, backup_id: uuid.UUID, phase: str | None, written: int) -> None:
     await _set(store, backup_id, "phase = $2, progress_bytes = $3", phase, written)
+
+
+async def verifying_ended(store: Catalogue, backup_id: uuid.UUID, error: str | None) -> None:
+    await _set(store, backup_id, "phase = NULL, run_error = $2", error)
 
 
 async def _set(store: Catalogue, backup_id: uuid.UUID, what: str, *values: Any, only: str = "") -> bool:

@@ -7,12 +7,9 @@ What must never be left: a file under the output's name that is not whole, a dat
 import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
-import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -21,47 +18,20 @@ import pytest
 from tests.furniture import awkward
 from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab
-from tests.furniture.postgres import installation, temporary_roles
-from tests.furniture.processes import alive, command, descendants, wait_until
+from tests.furniture.postgres import temporary_roles
+from tests.furniture.processes import command, descendants, wait_until
+from tests.furniture.transfers import (
+    FOUNDRY,
+    NEIGHBOUR,
+    OVERWRITE,
+    YEASTCOAST,
+    at_work,
+    databases,
+    listed,
+    partials,
+)
 
 pytestmark = pytest.mark.journey
-
-FOUNDRY = ("foundry", "--hash", "5774112")
-NEIGHBOUR = ("neighbour", "--hash", "0a1b2c3")
-YEASTCOAST = ("yeastcoast", "--hash", "ffca33f")
-OVERWRITE = "--yes-i-know-this-can-overwrite-data"
-
-
-@pytest.fixture
-def dedicated(lab: Lab) -> Iterator[psycopg.Connection]:
-    with awkward_in(lab) as link:
-        yield link
-
-
-@contextlib.contextmanager
-def awkward_in(lab: Lab) -> Iterator[psycopg.Connection]:
-    """The v1 database with an awkward schema in it, as it was before afterwards."""
-    with psycopg.connect(lab.dedicated_url, autocommit=True) as link:
-        awkward.fill(link, "shop", policies="CREATE POLICY own ON private_rows USING (owner = 'o1');")
-        link.execute("SELECT lo_from_bytea(4711, 'large')")
-        yield link
-        link.execute("DROP SCHEMA IF EXISTS shop CASCADE")
-        link.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
-        for (name,) in link.execute("SELECT datname FROM pg_database WHERE datname ~ 'scratch|restoring'").fetchall():
-            link.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
-
-
-def listed(path) -> str:
-    program = installation(18).program("pg_restore")
-    return subprocess.run([program, "--list", path], capture_output=True, text=True, check=True).stdout
-
-
-def partials(daemon: Daemon) -> list[str]:
-    return sorted(path.name for path in daemon.home.iterdir() if path.name.endswith(".partial"))
-
-
-def databases(link: psycopg.Connection) -> set[str]:
-    return {row[0] for row in link.execute("SELECT datname FROM pg_database").fetchall()}
 
 
 def verified_backup(daemon: Daemon, lab: Lab, project) -> dict:
@@ -347,114 +317,6 @@ def test_a_failed_scratch_restore_leaves_no_database(lab: Lab, daemon: Daemon, d
     assert "exists" in again.stderr
 
 
-# ------------------------------------------------------------------- interruptions
-
-
-@contextlib.contextmanager
-def at_work(lab: Lab, daemon: Daemon, *words: str, program: str) -> Iterator[subprocess.Popen]:
-    """A command whose *program* waits for a lock, in the middle of its work."""
-    with psycopg.connect(lab.dedicated_url) as blocker:
-        blocker.execute("LOCK TABLE shop.people")
-        process = subprocess.Popen(
-            [command("flux"), *words],
-            env=daemon.environment | dict(lab.env),
-            cwd=daemon.home,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            # What a shell starts in the background ignores SIGINT, and so would whatever it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-        )
-        try:
-            wait_until(lambda: waiting(lab, program), f"{program} at work", within_s=30)
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            process.stderr.close()
-
-
-def waiting(lab: Lab, program: str) -> bool:
-    with psycopg.connect(lab.dedicated_url) as link:
-        ask = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
-        return link.execute(ask, [program]).fetchone() is not None
-
-
-def sessions(lab: Lab) -> int:
-    with psycopg.connect(lab.dedicated_url) as link:
-        ask = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('pg_dump', 'pg_restore')"
-        row = link.execute(ask).fetchone()
-        return int(row[0])
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
-def test_an_interrupted_dump_leaves_nothing_under_its_name(lab: Lab, daemon: Daemon, dedicated, number):
-    with at_work(lab, daemon, "db", "dump", *YEASTCOAST, "--output", "y.dump", program="pg_dump") as process:
-        below = list(descendants(process.pid))
-        process.send_signal(number)
-        process.wait(20)
-        wait_until(lambda: alive(below) == [], "pg_dump's end", within_s=20)
-        wait_until(lambda: sessions(lab) == 0, "its session's end", within_s=20)
-    assert not (daemon.home / "y.dump").exists()
-    assert len(partials(daemon)) == (1 if number == signal.SIGKILL else 0)
-    assert daemon.flux_json("tunnel", "list", env=lab.env)["tunnels"] == []
-    assert daemon.flux("db", "dump", *YEASTCOAST, "--output", "y.dump", env=lab.env).returncode == 0
-    assert partials(daemon) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
-def test_an_interrupted_restore_changes_nothing(lab: Lab, daemon: Daemon, dedicated, number):
-    assert daemon.flux("db", "dump", *YEASTCOAST, "--output", "y.dump", env=lab.env).returncode == 0
-    before = awkward.fingerprint(dedicated, "shop")
-    words = ("db", "restore", *YEASTCOAST, "--input", "y.dump", OVERWRITE, "--skip-backup-check")
-    with at_work(lab, daemon, *words, program="pg_restore") as process:
-        below = list(descendants(process.pid))
-        process.send_signal(number)
-        process.wait(20)
-        wait_until(lambda: alive(below) == [], "pg_restore's end", within_s=20)
-        wait_until(lambda: sessions(lab) == 0, "its session's end", within_s=20)
-    assert before == awkward.fingerprint(dedicated, "shop")
-
-
-def test_a_dump_whose_tunnel_is_closed_says_so_and_leaves_nothing(lab: Lab, daemon: Daemon, dedicated):
-    with at_work(lab, daemon, "db", "dump", *YEASTCOAST, "--output", "y.dump", program="pg_dump") as process:
-        assert daemon.flux("tunnel", "close", "yeastcoast", env=lab.env).returncode == 0
-        assert process.wait(20) == 8
-        assert "lost its connection" in process.stderr.read()
-    assert not (daemon.home / "y.dump").exists()
-    assert partials(daemon) == []
-
-
-def test_a_dump_whose_ssh_connection_is_cut_says_so_and_the_next_one_works(openssh_lab: Lab, daemon: Daemon):
-    with awkward_in(openssh_lab):
-        words = ("db", "dump", *YEASTCOAST, "--output", "y.dump")
-        with at_work(openssh_lab, daemon, *words, program="pg_dump") as process:
-            cut(openssh_lab)
-            assert process.wait(30) == 8
-            assert "lost its connection" in process.stderr.read()
-        assert not (daemon.home / "y.dump").exists()
-        assert partials(daemon) == []
-        done = daemon.flux(*words, env=openssh_lab.env)
-        assert done.returncode == 0, done.stderr
-
-
-def cut(lab: Lab) -> None:
-    """Kill what sshd has for each of its connections, not sshd itself."""
-    sessions_of_sshd = [pid for pid in descendants(lab.process.pid) if called(pid).startswith("sshd: ")]
-    serving = [pid for pid in sessions_of_sshd if "[listener]" not in called(pid)]
-    assert serving
-    for pid in serving:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def called(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    return ""
-
-
 def test_a_v2_backup_restores_into_a_scratch_database_row_for_row(lab: Lab, daemon: Daemon, dedicated):
     """What a temporary role cannot dump: rows behind policies, and all."""
     with psycopg.connect(lab.pool_admin_url, autocommit=True) as pool:
@@ -475,20 +337,6 @@ def test_a_v2_backup_restores_into_a_scratch_database_row_for_row(lab: Lab, daem
         finally:
             dedicated.execute("DROP DATABASE IF EXISTS scratch_3 WITH (FORCE)")
             dedicated.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(runtime)))
-
-
-def test_a_full_disk_says_so_and_leaves_nothing(lab: Lab, daemon: Daemon, dedicated):
-    done = subprocess.run(
-        ["prlimit", "--fsize=20000", command("flux"), "db", "dump", *YEASTCOAST, "--output", "y.dump"],
-        env=daemon.environment | dict(lab.env),
-        cwd=daemon.home,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in {8, 12}, done.stderr
-    assert not (daemon.home / "y.dump").exists()
-    assert partials(daemon) == []
 
 
 def test_no_password_stands_on_a_command_line(lab: Lab, daemon: Daemon, dedicated):

@@ -20,63 +20,10 @@ import pytest
 from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
+from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
-from tests.furniture import awkward
+from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
-
-V1, V2 = "ffca33f", "5774112"
-POLICIES = "CREATE POLICY own ON private_rows USING (owner = 'o1');"
-
-
-def base(hash_):
-    return f"/api/cli/v1/projects/{hash_}/backups"
-
-
-@pytest.fixture
-async def settings(pool18, pg18):
-    """A plane with foundry (v2, filled) and yeastcoast (v1, filled), and a directory for backups."""
-    with enterable_directory() as place, clean(pg18):
-        made = settings_for(pool18, backups=BackupSettings(directory=place / "backups"))
-        name = psycopg.conninfo.conninfo_to_dict(made.pool_url.reveal())["user"]
-        made = dataclasses.replace(made, pool_backup_url=url(pool18, f"{name}_backup", "backup-pw"))
-        token = await furnish(made)
-        async with catalogue.connect(made) as catalog:
-            new = registry.NewProject(
-                user=USER, slug="yeastcoast", mode="v1_dedicated", hash=V1, postgres_url=pg18.url()
-            )
-            await registry.create_project(catalog, made, new)
-        yield made, token
-
-
-@contextlib.contextmanager
-def clean(server):
-    """The dedicated server's own database, with the awkward schema for as long as the block runs."""
-    with psycopg.connect(server.url().reveal(), autocommit=True) as link:
-        awkward.fill(link, "shop", policies=POLICIES)
-        link.execute("SELECT lo_from_bytea(4711, 'large')")
-        try:
-            yield
-        finally:
-            link.execute("DROP SCHEMA shop CASCADE")
-            link.execute("SELECT lo_unlink(4711)")
-
-
-async def filled(settings, pool18):
-    schema = await schema_of(settings, V2)
-    fill(pool18, schema, "one", "two")
-    with psycopg.connect(pool18.url().reveal(), autocommit=True) as link:
-        link.execute(f"INSERT INTO {schema}.secrets SELECT generate_series(1, 7)")
-    return schema
-
-
-async def made(plane, hash_) -> dict:
-    answer = await plane.post(base(hash_))
-    assert answer.status == 200, answer.body
-    return answer.body["backup"]
-
-
-async def newest(plane, hash_) -> dict:
-    return (await plane.get(base(hash_))).body["backups"][0]
 
 
 @pytest.mark.parametrize("hash_", [V1, V2])
@@ -305,6 +252,39 @@ async def test_a_failed_create_is_500_and_recorded_and_the_next_one_works(settin
         assert (await newest(plane, V1))["status"] == "failed"
         assert list(settings.backups.directory.glob("*/*.dump*")) == []
         assert (await made(plane, V1))["status"] == "complete"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by its host", "by the container's address"])
+async def test_a_v1_project_in_a_container_is_backed_up_as_any_other(settings, pg18, docker_engine, monkeypatch, named):
+    """The password is the container's, which docker tells; so is the address, where no name resolves to it."""
+    settings, token = settings
+    needs_program("docker")
+    monkeypatch.setenv("DOCKER_HOST", docker_engine.url)
+    docker_engine.PASSWORD = PASSWORD
+    where = {"internal_host": "127.0.0.1"} if named else {}
+    contained = registry.NewProject(
+        user=USER, slug="acme", mode="v1_dedicated", hash="abcdef1", internal_port=pg18.port, **where
+    )
+    async with catalogue.connect(settings) as catalog:
+        await registry.create_project(catalog, settings, contained)
+    async with serving(settings, token) as plane:
+        missing = await plane.post(base("abcdef1"))
+        assert (missing.status, "flux-abcdef1-acme-db is missing, stopped" in missing.body["error"]) == (500, True)
+        docker_engine.containers["flux-abcdef1-acme-db"] = {"flux-abcdef1-acme-net": "127.0.0.1"}
+        backup = await made(plane, "abcdef1")
+        assert (backup["kind"], backup["status"]) == ("project_db", "complete")
+        assert "shop.people" in pg_restore(pg18, backup["primaryArtifactAbsolutePath"])
+        assert (await plane.post(f"{base('abcdef1')}/{backup['id']}/verify")).status == 200
+        headers = {"Authorization": f"Bearer {token.reveal()}"}
+        path = f"{plane.base}/api/cli/v1/projects/abcdef1/dump?schemaOnly=1"
+        async with plane.http.get(path, headers=headers) as response:
+            assert "CREATE TABLE shop.people" in await response.text()
+        docker_engine.PASSWORD = "changed in the database since"
+        answer = await plane.post(base("abcdef1"))
+        assert (answer.status, "password authentication failed" in answer.body["error"]) == (500, True)
+        monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+        answer = await plane.post(base("abcdef1"))
+        assert (answer.status, "Docker cannot be reached" in answer.body["error"]) == (500, True)
 
 
 async def test_a_plane_without_a_backup_login_says_so(settings):
@@ -592,7 +572,9 @@ async def test_the_doctor_says_what_backups_lack(settings, pool18):
     assert f"yeastcoast {V1}" in told["backups"][1]
     async with serving(settings, token) as plane:
         for hash_ in (V1, V2, "0a1b2c3"):
-            await plane.post(f"{base(hash_)}/{(await made(plane, hash_))['id']}/verify")
+            await made(plane, hash_)
+    async with catalogue.connect(settings) as catalog:
+        await catalog.db.execute("UPDATE backups SET restore = 'restore_verified', restore_at = now()")
     assert (await verdicts())["backups"][0] == "ok"
     assert (await verdicts(pool_backup_url=None))["backup login"][0] == "warn"
     assert (await verdicts(pool_backup_url=settings.pool_url))["backup login"][0] == "fail"

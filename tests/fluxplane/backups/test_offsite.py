@@ -1,0 +1,164 @@
+"""The second place: a backup's copy is whole or not there, comes back when it is needed, and goes with its backup."""
+
+import asyncio
+import dataclasses
+import hashlib
+import stat
+import uuid
+from pathlib import Path
+
+import pytest
+
+from fluxplane import catalogue, doctor
+from tests.fluxplane.backups.conftest import V2, base, made, newest
+from tests.fluxplane.conftest import serving
+
+
+@pytest.fixture
+def offsite(settings):
+    """As `settings`, with a second place; and that."""
+    settings, token = settings
+    place = settings.backups.directory.parent / "offsite"
+    place.mkdir()
+    backups = dataclasses.replace(settings.backups, offsite=place)
+    return dataclasses.replace(settings, backups=backups), token, place
+
+
+def at(place: Path, backup: dict) -> Path:
+    return place / backup["primaryArtifactRelativePath"]
+
+
+async def told(plane, words: dict) -> dict:
+    """The newest backup, once these words are told of it: a sweep runs when the plane starts."""
+    async with asyncio.timeout(20):
+        while not words.items() <= (found := await newest(plane, V2)).items():
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def set_(settings, change: str, backup: dict) -> None:
+    async with catalogue.connect(settings) as store:
+        await store.db.execute(f"UPDATE backups SET {change} WHERE id = $1", uuid.UUID(backup["id"]))
+
+
+VERIFIED = "restore = 'restore_verified', restore_at = clock_timestamp()"
+
+
+async def test_a_backup_is_copied_checked_and_told_of(offsite):
+    settings, token, place = offsite
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V2)
+    copy = at(place, backup)
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == backup["checksumSha256"]
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert {name: value for name, value in backup.items() if name.startswith("offsite")} == {
+        "offsiteStatus": "complete",
+        "offsiteProvider": "directory",
+        "offsiteKey": backup["primaryArtifactRelativePath"],
+        "offsiteCompletedAt": backup["offsiteCompletedAt"],
+        "offsiteSizeBytes": backup["sizeBytes"],
+        "offsiteContentSha256": backup["checksumSha256"],
+    }
+    assert list(place.glob("*/*")) == [copy]
+
+
+async def test_without_a_second_place_nothing_is_told_of_one(settings):
+    settings, token = settings
+    async with serving(settings, token) as plane:
+        assert not [name for name in await made(plane, V2) if name.startswith("offsite")]
+
+
+@pytest.mark.parametrize("harm", ["removed", "changed"])
+async def test_a_file_that_is_lost_comes_back_and_stays_verified(offsite, harm):
+    settings, token, _ = offsite
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V2)
+        await set_(settings, VERIFIED, backup)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        data = path.read_bytes()
+        path.unlink() if harm == "removed" else path.write_bytes(bytes(reversed(data)))
+        found = await newest(plane, V2)
+        assert path.read_bytes() == data
+    assert (found["artifactValidationStatus"], found["restoreVerificationStatus"], found["localArtifactStatus"]) == (
+        "artifact_valid",
+        "restore_verified",
+        "present",
+    )
+
+
+async def test_a_copy_that_was_changed_does_not_come_back(offsite):
+    settings, token, place = offsite
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V2)
+        at(place, backup).write_bytes(bytes(reversed(at(place, backup).read_bytes())))
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        path.unlink()
+        assert (await newest(plane, V2))["artifactValidationStatus"] == "artifact_invalid"
+        assert not path.exists()
+        assert list(path.parent.glob("*")) == []
+
+
+async def test_a_copy_that_is_gone_is_told_and_made_again(offsite):
+    settings, token, place = offsite
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V2)
+        at(place, backup).unlink()
+        found = await newest(plane, V2)
+        assert (found["offsiteStatus"], found["offsiteError"]) == (
+            "failed",
+            "The offsite copy is gone or was changed.",
+        )
+    # What a crash left is begun anew.
+    at(place, backup).with_name(at(place, backup).name + ".partial").write_bytes(b"half of it" * 9999)
+    async with serving(settings, token) as plane:
+        found = await told(plane, {"offsiteStatus": "complete"})
+    assert "offsiteError" not in found
+    assert hashlib.sha256(at(place, backup).read_bytes()).hexdigest() == backup["checksumSha256"]
+    assert list(place.glob("*/*.partial")) == []
+
+
+async def test_older_backups_are_copied_when_a_second_place_is_named(offsite):
+    settings, token, place = offsite
+    before = dataclasses.replace(settings, backups=dataclasses.replace(settings.backups, offsite=None))
+    async with serving(before, token) as plane:
+        backup = await made(plane, V2)
+    async with serving(settings, token) as plane:
+        await told(plane, {"offsiteStatus": "complete"})
+    assert at(place, backup).exists()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_second_place_that_is_not_mounted(offsite, strict):
+    """The backup counts all the same, unless the operator wants it otherwise; nothing is copied beside the mount."""
+    settings, token, place = offsite
+    settings = dataclasses.replace(settings, backups=dataclasses.replace(settings.backups, offsite_strict=strict))
+    place.rmdir()
+    async with serving(settings, token) as plane:
+        answer = await plane.post(base(V2))
+        found = await newest(plane, V2)
+    assert not place.exists()
+    if strict:
+        assert (answer.status, found["status"]) == (500, "failed")
+        assert "offsite" in answer.body["error"]
+        assert list(settings.backups.directory.glob("*/*.dump*")) == []
+    else:
+        assert (answer.status, found["status"], found["offsiteStatus"]) == (200, "complete", "failed")
+        assert "No such file or directory" in found["offsiteError"]
+    checks = {one.name: one.verdict for one in await doctor.examine(settings)}
+    assert checks["backup offsite"] == "fail"
+
+
+async def test_retention_removes_the_copy_too(offsite):
+    settings, token, place = offsite
+    bounds = dataclasses.replace(settings.backups, retention_count=1, retention_days=1)
+    settings = dataclasses.replace(settings, backups=bounds)
+    async with serving(settings, token) as plane:
+        old, new = [await made(plane, V2) for _ in range(2)]
+    await set_(settings, VERIFIED, new)
+    await set_(settings, f"{VERIFIED}, created_at = created_at - interval '3 days'", old)
+    async with serving(settings, token) as plane:
+        async with asyncio.timeout(10):
+            while len((await plane.get(base(V2))).body["backups"]) == 2:
+                await asyncio.sleep(0.05)
+    assert list(place.glob("*/*")) == [at(place, new)]
+    assert not Path(old["primaryArtifactAbsolutePath"]).exists()
