@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import random
 import time
@@ -26,16 +25,15 @@ from fluxd.core.errors import (
     FluxError,
     ResolverFailed,
     SSHBusy,
-    SSHForwardingRefused,
     SSHLost,
     SSHUnreachable,
-    UpstreamRefused,
     UpstreamUnreachable,
 )
 from fluxd.core.resolver import Answer
 from fluxd.core.target import clean
 
 from .dial import Destination, Dialling, dial
+from .failures import channel_problem
 
 log = logging.getLogger(__name__)
 
@@ -368,7 +366,7 @@ class Host:
         try:
             await connection.create_connection(lambda: session, host, port)
         except asyncssh.ChannelOpenError as error:
-            raise _refusal(error, f"{host}:{port}", lost=connection.is_closed()) from error
+            raise channel_problem(error, f"{host}:{port}", lost=connection.is_closed()) from error
         except (asyncssh.Error, OSError) as error:
             raise SSHLost(detail=clean(str(error))) from error
         self.latency_s = time.monotonic() - begun
@@ -468,19 +466,6 @@ def _abandon(opening: asyncio.Task[ChannelTransport]) -> None:
     """Nobody waits any more for this channel."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().abort()
-
-
-def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> FluxError:
-    reason = clean(error.reason)
-    if lost:
-        return SSHLost(detail=reason)
-    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
-        return SSHForwardingRefused(f"The SSH host does not allow forwarding to {where}.", detail=reason)
-    if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
-        return SSHBusy(detail=reason)
-    if "refused" in reason.lower() or f"Errno {errno.ECONNREFUSED}" in reason:
-        return UpstreamRefused(f"Nothing listens on {where}, says the SSH host.", detail=reason)
-    return UpstreamUnreachable(f"The SSH host cannot reach {where}.", detail=reason)
 
 
 async def _run(connection: asyncssh.SSHClientConnection, command: str) -> Answer:

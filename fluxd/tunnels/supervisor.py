@@ -42,7 +42,7 @@ from fluxd.settings import TunnelSettings
 from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
-from .dial import Destination, Dialling
+from .dial import Destination, Dialling, asks_for_passphrase
 from .events import Events
 from .facts import Facts, Wish, recalled
 from .forward import Forward
@@ -253,7 +253,7 @@ class Supervisor:
         tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
-        await self._unlocked(tunnel.host, request.ssh)
+        await self._unlocked(tunnel.host)
         hold = secrets.token_hex(8) if request.hold else None
         minted = None
         if tunnel.facts.pooled is not None and (request.credential == "new" or not tunnel.live()):
@@ -284,33 +284,33 @@ class Supervisor:
     def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
         host = self._hosts.get(destination)
         if host is None:
-            how = Dialling(
-                connect_s=self._settings.ssh_connect_s,
-                idle_s=self._settings.ssh_idle_s,
-                passphrases=self._passphrases,
-            )
-            host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
+            host = self._hosts[destination] = Host(destination, self._how(), self._clock, self._host_moved)
         host.agent = agent or host.agent
         host.pinned = pinned
         return host
 
-    async def _unlocked(self, host: Host, ssh: wire.SSH) -> None:
+    def _how(self) -> Dialling:
+        return Dialling(
+            connect_s=self._settings.ssh_connect_s,
+            idle_s=self._settings.ssh_idle_s,
+            passphrases=self._passphrases,
+        )
+
+    async def _unlocked(self, host: Host) -> None:
         """
         Have a caller told that *host* wants a passphrase while it can still be asked: a tunnel's client cannot.
 
         Raises:
-            SSHKeyEncrypted: the identity file that it names is the host's, and nothing opens it.
+            SSHKeyEncrypted: a key that it would take is encrypted, and nobody has said what opens it.
         """
-        path = host.destination.identity_file
-        if host.state == "up" or path is None or path != ssh.identity_file:
+        if host.state == "up" or not await asks_for_passphrase(host.destination, self._how()):
             return
-        if await asyncio.to_thread(self._passphrases.lacks, path):
-            try:
-                await host.reach()
-            except SSHKeyEncrypted:
-                raise
-            except FluxError as problem:
-                log.info("%s is not reached yet: %s", host.destination, problem)
+        try:
+            await host.reach()
+        except SSHKeyEncrypted:
+            raise
+        except FluxError as problem:
+            log.info("%s is not reached yet: %s", host.destination, problem)
 
     def _host_moved(self, host: Host, name: str) -> None:
         self._events.emit(name, host=lambda: shown_host(host), problem=host.last_problem)
