@@ -45,7 +45,7 @@ from fluxplane import wire as plane_wire
 from .dial import Destination, Dialling, asks_for_passphrase
 from .events import Events
 from .facts import Facts, Wish, recalled
-from .forward import Forward
+from .forward import Forward, bind
 from .grants import Grants, Minted, Terms, credential
 from .identity import Identity
 from .listeners import Listeners
@@ -64,6 +64,7 @@ REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
 REPORTED_WITHIN_S: Final = 5.0
 DEFAULT_HOST: Final = "127.0.0.1"
+NOBODY: Final = Key("", "", "", "readonly")
 
 NO_REVOKE: Final = (
     "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
@@ -376,6 +377,29 @@ class Supervisor:
             )
         elif port != usual:
             tunnel.facts.notices.append(f"Port {port} as you asked; without --local-port it stays {usual}.")
+
+    def port_of(self, caller: Caller | None, project_hash: str | None) -> tuple[int, int | None]:
+        """
+        The local port at which the *caller*'s project is or would be opened, or any new one; the usual one, if busy.
+
+        Raises:
+            NoPortLeft, TooManyOpenFiles: there is none.
+        """
+        wanted = None if caller is None else (caller.api_base, caller.account, project_hash)
+        for tunnel in self._tunnels.values():
+            if tunnel.facts.key[:3] == wanted and tunnel.life.listening:
+                return tunnel.port, None
+        key = next((one for one in self._ports.owned if one[:3] == wanted), NOBODY)
+        usual, busy = self._ports.owned.get(key), set[int]()
+        while True:
+            port = ports.propose_port(key, owned=self._ports.owned, busy=busy, first=self._settings.first_port)
+            try:
+                for listener in bind(DEFAULT_HOST, port):
+                    listener.close()
+            except PortTaken:
+                busy.add(port)
+            else:
+                return port, usual if usual in busy else None
 
     # -------------------------------------------------------------------- looking
 
