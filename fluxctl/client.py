@@ -87,16 +87,14 @@ class Client:
         return found
 
     def open(self, body: OpenTunnel) -> TunnelOpened:
-        """*body* without `plane` and `ssh`, which are added. May ask a person for the identity file's passphrase."""
-        ssh, tries = self.env.ssh(), 0
+        """*body* without `plane` and `ssh`, which are added. May ask a person for the passphrases of keys."""
+        ssh = self.env.ssh()
+        asked: list[str] = []
         while True:
-            asked = {**body, "plane": self.env.plane(), "ssh": ssh}
             try:
-                found: TunnelOpened = self._send("POST", "/v1/tunnels", asked)
+                found: TunnelOpened = self._send("POST", "/v1/tunnels", {**body, "plane": self.env.plane(), "ssh": ssh})
             except Problem as problem:
-                if tries == PASSPHRASES_ASKED:
-                    raise
-                ssh, tries = _with_passphrase(ssh, problem), tries + 1
+                ssh = _with_passphrase(ssh, problem, asked)
             else:
                 return found
 
@@ -358,21 +356,23 @@ def _query(**values: str | None) -> str:
     return "?" + "&".join(asked) if asked else ""
 
 
-def _with_passphrase(ssh: SSH, problem: Problem) -> SSH:
+def _with_passphrase(ssh: SSH, problem: Problem, asked: list[str]) -> SSH:
     """
-    *ssh* with what a person at the terminal says opens its identity file.
+    *ssh* with what a person at the terminal says opens the key that *problem* names; *asked*: the keys so far.
 
     Raises:
-        Problem: *problem* itself, if it is another one or nobody answers.
+        Problem: *problem* itself, if it is another one, nobody answers, or it was asked often enough.
     """
-    if problem.code != "ssh_key_encrypted" or "identity_file" not in ssh:
+    path = problem.detail
+    if problem.code != "ssh_key_encrypted" or not path or asked.count(path) == PASSPHRASES_ASKED:
         raise problem
     from fluxctl import passphrase  # noqa: PLC0415 - only where a person is asked
 
-    said = passphrase.ask(ssh["identity_file"] or "", again=problem.message if "passphrase" in ssh else None)
+    said = passphrase.ask(path, again=problem.message if path in asked else None)
     if not said:
         raise problem
-    return {**ssh, "passphrase": said}
+    asked.append(path)
+    return {**ssh, "passphrases": {**ssh.get("passphrases", {}), path: said}}
 
 
 def _socket_path() -> str:

@@ -212,7 +212,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
     ),
     "ssh_unreachable": (
         "The SSH host does not answer.",
-        "Check your network or VPN, FLUX_DB_TUNNEL_SSH_HOST and the port; `fluxctl doctor` tests each step.",
+        "Check your network or VPN and FLUX_DB_TUNNEL_SSH_HOST; it may be down or overloaded. See `fluxctl doctor`.",
         7,
     ),
     "ssh_refused": (
@@ -251,7 +251,7 @@ PROBLEMS: dict[str, tuple[str, str | None, int]] = {
         12,
     ),
     "ssh_key_encrypted": (
-        "The identity file is encrypted, and no agent holds its key.",
+        "The SSH key is encrypted, and no agent holds it.",
         "Load it into your agent (`ssh-add FILE`), or run fluxctl at a terminal: it asks for the passphrase.",
         12,
     ),

@@ -140,16 +140,6 @@ async def _put_together(
     keyring = TokenFile(chosen.token_file) if chosen.token_file else SystemKeyring()
     control = await organs.enter_async_context(ControlPlane(metrics.plane_answered))
     tokens = Tokens(control=control, keychain=keyring, state_dir=chosen.state_dir)
-    doctor = Doctor(
-        socket=claim.path,
-        state_dir=chosen.state_dir,
-        control=control,
-        tokens=tokens,
-        keyring=keyring,
-        clock=clock,
-        ssh_connect_s=chosen.tunnels.ssh_connect_s,
-        passphrases=passphrases,
-    )
     listeners = Listeners(manager)
     supervisor = Supervisor(
         control=control,
@@ -159,6 +149,17 @@ async def _put_together(
         clock=clock,
         listeners=listeners,
         passphrases=passphrases,
+    )
+    doctor = Doctor(
+        socket=claim.path,
+        state_dir=chosen.state_dir,
+        control=control,
+        tokens=tokens,
+        keyring=keyring,
+        clock=clock,
+        ssh_connect_s=chosen.tunnels.ssh_connect_s,
+        passphrases=passphrases,
+        port_of=supervisor.port_of,
     )
     metrics.watch(
         tunnels=supervisor.list,

@@ -24,7 +24,7 @@ class SSH(TypedDict):
     port: NotRequired[int | None]
     agent: NotRequired[str | None]
     identity_file: NotRequired[str | None]
-    passphrase: NotRequired[str | None]
+    passphrases: NotRequired[dict[str, str]]
     known_hosts: NotRequired[str | None]
     prefer_network: NotRequired[str | None]
     docker_host: NotRequired[str | None]

@@ -139,12 +139,11 @@ def checked(named: wire.SSH) -> wire.SSH:
 
     Raises:
         PathNotAllowed: one of them is not.
-        BadRequest: a passphrase of no file.
     """
-    if named.passphrase and named.identity_file is None:
-        raise errors.BadRequest("ssh.passphrase is of ssh.identity_file, which is not given.")
     _check_path("agent", named.agent, stat.S_ISSOCK, "a socket")
     _check_path("identity_file", named.identity_file, stat.S_ISREG, "a regular file")
+    for path in named.passphrases:
+        _check_path("passphrases", path, stat.S_ISREG, "a regular file")
     _check_path("known_hosts", named.known_hosts, stat.S_ISREG, "a regular file")
     return named
 

@@ -385,7 +385,7 @@ class SSHHostUnresolved(FluxError):
 class SSHUnreachable(FluxError):
     code, status, exit_code = "ssh_unreachable", 502, SSH
     summary = "The SSH host does not answer."
-    hint = "Check your network or VPN, FLUX_DB_TUNNEL_SSH_HOST and the port; `fluxctl doctor` tests each step."
+    hint = "Check your network or VPN and FLUX_DB_TUNNEL_SSH_HOST; it may be down or overloaded. See `fluxctl doctor`."
 
 
 class SSHRefused(FluxError):
@@ -450,10 +450,13 @@ class SSHKeyUnusable(FluxError):
 
 
 class SSHKeyEncrypted(SSHKeyUnusable):
-    """Encrypted, and neither an agent nor fluxd's memory opens it; or the passphrase that came along is wrong."""
+    """
+    The host would take this key, but neither an agent nor fluxd's memory opens it; or the passphrase that came along is
+    wrong. `detail` is its path, by which `ssh.passphrases` is to name it.
+    """
 
     code, status, exit_code = "ssh_key_encrypted", 400, LOCAL
-    summary = "The identity file is encrypted, and no agent holds its key."
+    summary = "The SSH key is encrypted, and no agent holds it."
     hint = "Load it into your agent (`ssh-add FILE`), or run fluxctl at a terminal: it asks for the passphrase."
 
 

@@ -105,6 +105,18 @@ def read_probe_answer(buffer: bytearray, *, ended: bool = False) -> bool:
     return message is not None
 
 
+def proves_nothing(answer: bytes) -> str | None:
+    """
+    What the answer to `PROBE` asks for, if it could prove nothing of the server; None for SCRAM, or for no question.
+
+    The probe's user exists nowhere: PostgreSQL asks it for what it would ask of a role with a new password.
+    """
+    match _taken(bytearray(answer)):
+        case Authentication(code=code) if code != pgreply.AUTH_SASL:
+            return _METHODS.get(code, f"authentication method {code}")
+    return None
+
+
 def _ended(*, silent: bool) -> FluxError:
     if silent:
         return UpstreamUnreachable("The database's address accepted the connection and closed it without a word.")

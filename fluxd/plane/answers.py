@@ -176,6 +176,12 @@ def seconds_left(expires_at: str, expires_in: float | None, reply: Reply) -> flo
     return _bounded((end - answered).total_seconds() - reply.duration_s)
 
 
+def ahead_s(reply: Reply, wall: datetime) -> float | None:
+    """By how many seconds the plane's clock is ahead of *wall*, read when the answer had come; None: it has no Date."""
+    answered = _http_date(reply.date)
+    return None if answered is None else (answered - wall).total_seconds() + reply.duration_s / 2
+
+
 def _bounded(seconds: float) -> float:
     return min(max(seconds, 0.0), LONGEST_S)
 

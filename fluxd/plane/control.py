@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -104,6 +105,11 @@ class ControlPlane:
         if not verified.ok or not verified.user.strip():
             raise answers.not_authenticated(api_base, f"The control plane at {api_base} did not accept the token.")
         return verified
+
+    async def clock_ahead_s(self, api_base: str, token: wire.Secret, wall: Callable[[], datetime]) -> float | None:
+        """By how many seconds its clock is ahead of *wall*, to a second or so; None where it does not say."""
+        reply = await self._get(api_base, "/auth/verify", token)
+        return answers.ahead_s(reply, wall())
 
     async def plan(
         self,

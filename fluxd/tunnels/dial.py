@@ -2,47 +2,42 @@
 One SSH handshake, from a destination to an authenticated connection or a problem with a name.
 
 asyncssh keeps the protocol, keys, the agent and the user's ``~/.ssh/config``. Here is what we want of it: ciphers in
-our order, strict host keys (`hostkeys`), a bound on everything, and one class of `core.errors` for each way it fails.
+our order, strict host keys (`hostkeys`), encrypted keys (`passphrases`), a bound on everything, and a name for each way
+it fails (`failures`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import functools
-import socket
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import asyncssh
-from asyncssh.config import ConfigParseError
 
 from fluxd.core.errors import (
     FluxError,
     ShownKey,
     SSHAuthFailed,
-    SSHBusy,
     SSHConfigInvalid,
     SSHHandshakeFailed,
     SSHHostKeyUnknown,
-    SSHHostUnresolved,
     SSHKeyEncrypted,
-    SSHKeyUnusable,
-    SSHRefused,
-    SSHUnreachable,
-    TooManyOpenFiles,
 )
-from fluxd.core.target import Target, check_host, check_port, check_user, split_port
+from fluxd.core.target import Target, check_host, check_port, check_user, clean, split_port
 
+from .failures import FAILURES, problem_of
 from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
-from .passphrases import Passphrases
+from .passphrases import KeyRing, Passphrases
 
 # Hardware does AES; 1.6 to 1.8 times as fast here as OpenSSH's default. The rest of asyncssh's list follows.
 CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 # After those that known_hosts has: a host with a new type of key shall show it, so that we can say what changed.
 HOST_KEY_TYPES: Final = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-512,rsa-sha2-256"
+# Where ssh_config names no IdentityFile.
+USUAL_KEYS: Final = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed448", "id_ed25519", "id_ecdsa", "id_rsa")
 # A jump host's own ProxyJump counts too; so deep and no deeper, for it may lead in a circle.
 DEEPEST_JUMP: Final = 8
 
@@ -143,16 +138,16 @@ async def _dial(
 ) -> asyncssh.SSHClientConnection:
     """*through*: the jump host that leads there; None where the configuration is to say."""
     host, port = destination.target.host, destination.target.port
-    keys: HostKeys | None = None
+    ready: _Ready | None = None
     try:
         async with asyncio.timeout(how.connect_s):
             try:
-                keys, options = await asyncio.to_thread(_prepare, destination, how, offer)
-                through = through or await _jumped(options, destination, how, offer, depth)
+                ready = await asyncio.to_thread(_prepare, destination, how, offer)
+                through = through or await _jumped(ready.options, destination, how, offer, depth)
                 return await asyncssh.connect(
                     host,
                     port,
-                    options=options,
+                    options=ready.options,
                     config=_config_files(how),
                     tunnel=_Way(through) if through else None,
                     connect_timeout=None,
@@ -160,14 +155,27 @@ async def _dial(
             except BaseException:
                 await _left(through)
                 raise
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise _host_key_problem(keys, destination, error) from error
-    except asyncssh.KeyExchangeFailed as error:
-        raise _no_agreement(keys, host, error) from error
-    except asyncssh.PermissionDenied as error:
-        raise await asyncio.to_thread(_locked_key, destination, how) or problem_of(error, destination) from error
-    except (OSError, asyncssh.Error, ValueError) as error:
-        raise problem_of(error, destination) from error
+    except FAILURES as error:
+        raise await _problem(error, destination, ready) from error
+
+
+async def _problem(error: Exception, destination: Destination, ready: _Ready | None) -> FluxError:
+    if ready is not None:
+        if isinstance(error, asyncssh.HostKeyNotVerifiable) and _is_our_verdict(error):
+            return _host_key_problem(ready.known, destination, error)
+        if isinstance(error, asyncssh.KeyExchangeFailed):
+            return _no_agreement(ready.known, destination.target.host, error)
+    problem = problem_of(error, str(destination))
+    if ready is not None and isinstance(problem, SSHAuthFailed):
+        lacking = await asyncio.to_thread(ready.ring.lacking)
+        if lacking is not None:
+            return SSHKeyEncrypted(detail=lacking)
+    return problem
+
+
+def _is_our_verdict(error: asyncssh.HostKeyNotVerifiable) -> bool:
+    """Not a host that disconnects with that code: ours was made from another error."""
+    return error.__context__ is not None
 
 
 class _Way:
@@ -234,28 +242,43 @@ def _alias(config: Any) -> str | None:
     return found
 
 
-def _prepare(
-    destination: Destination, how: Dialling, offer: _Offer
-) -> tuple[HostKeys, asyncssh.SSHClientConnectionOptions]:
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """All that was read from disk for one dial."""
+
+    known: HostKeys
+    ring: KeyRing
+    options: asyncssh.SSHClientConnectionOptions
+
+
+def _prepare(destination: Destination, how: Dialling, offer: _Offer) -> _Ready:
     """Read what must be read from disk (keys, known_hosts, ssh_config): for a thread."""
-    target = destination.target
-    asked: dict[str, Any] = {"username": target.user, "config": _config_files(how)}
-    if offer.agent is not None:
-        asked["agent_path"] = offer.agent
-    if destination.identity_file is not None:
-        asked |= _identity(destination.identity_file, how.passphrases)
-    plain = functools.partial(asyncssh.SSHClientConnectionOptions, host=target.host, port=target.port, **asked)
-    config = plain().config
+    target, config = destination.target, _config(destination, how)
     keys = HostKeys(_known_hosts_files(destination, config), offer.pinned, _alias(config))
-    options = plain(
+    ring, offered = _keys(destination, config, how.passphrases)
+    if offer.agent is not None:
+        offered["agent_path"] = offer.agent
+    options = asyncssh.SSHClientConnectionOptions(
+        host=target.host,
+        port=target.port,
+        username=target.user,
+        config=_config_files(how),
         client_factory=lambda: _watched(offer.client(), keys),
         known_hosts=keys.match,
         keepalive_interval=how.keepalive_interval_s,
         keepalive_count_max=how.keepalive_count,
         encryption_algs=() if config.get("Ciphers") else CIPHERS,
         server_host_key_algs=() if config.get("HostKeyAlgorithms") else HOST_KEY_TYPES,
+        **offered,
     )
-    return keys, options
+    return _Ready(keys, ring, options)
+
+
+def _config(destination: Destination, how: Dialling) -> Any:
+    """What the user's ssh_config says for the destination, as asyncssh read it. No key is."""
+    target = destination.target
+    blank: dict[str, Any] = {"client_keys": None, "agent_path": None, "config": _config_files(how)}
+    return asyncssh.SSHClientConnectionOptions(host=target.host, port=target.port, username=target.user, **blank).config
 
 
 def _config_files(how: Dialling) -> list[str]:
@@ -263,13 +286,47 @@ def _config_files(how: Dialling) -> list[str]:
     return [str(path)] if path.is_file() else []
 
 
-def _identity(path: str, passphrases: Passphrases) -> dict[str, Any]:
-    # Only this key, so that a full agent doesn't use up the server's patience before it; an encrypted one may be in
-    # the agent, which is then asked for it alone.
-    named: dict[str, Any] = {"client_keys": [path], "ignore_encrypted": True, "passphrase": passphrases.of(path)}
-    if Path(f"{path}.pub").is_file():
-        named["agent_identities"] = [f"{path}.pub"]
-    return named
+def _keys(destination: Destination, config: Any, passphrases: Passphrases) -> tuple[KeyRing, dict[str, Any]]:
+    """The keys to offer, and how asyncssh is told: the file that is named, else ssh_config's, else the usual ones."""
+    named = destination.identity_file
+    paths = [named] if named is not None else _configured(config) or _usual()
+    ring = KeyRing(passphrases, paths, named=named is not None and not _public_halves(named))
+    asked: dict[str, Any] = {"client_keys": _Keys(ring.pairs)}
+    if named is not None or config.get("IdentitiesOnly"):
+        # Only these, so that a full agent doesn't use up the server's patience before them. An empty list would be all.
+        halves = [
+            *(pair.public_data for pair in ring.pairs),
+            *(half for path in paths for half in _public_halves(path)),
+        ]
+        if halves or named is None:
+            asked["agent_identities"] = halves or [b"none"]
+    return ring, asked
+
+
+class _Keys(list[asyncssh.SSHKeyPair]):
+    """Exactly these. For a list that is false asyncssh would read the usual files itself."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _configured(config: Any) -> list[str]:
+    return [str(Path(path).expanduser()) for path in config.get("IdentityFile") or ()]
+
+
+def _usual() -> list[str]:
+    """What ssh tries where nobody names a key."""
+    return [str(path) for name in USUAL_KEYS if (path := Path("~/.ssh", name).expanduser()).is_file()]
+
+
+def _public_halves(path: str) -> list[bytes]:
+    """Of the key in *path*, as an agent names it: its own where it is a public key, and those beside it."""
+    found: list[bytes] = []
+    for read in (asyncssh.read_public_key, asyncssh.read_certificate):
+        for file in (path, f"{path}.pub", f"{path}-cert.pub"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(read(file).public_data)
+    return found
 
 
 def _known_hosts_files(destination: Destination, config: Any) -> list[str]:
@@ -291,11 +348,8 @@ def _watched(client: asyncssh.SSHClient, keys: HostKeys) -> asyncssh.SSHClient:
     return client
 
 
-def _host_key_problem(
-    keys: HostKeys | None, destination: Destination, error: asyncssh.HostKeyNotVerifiable
-) -> FluxError:
-    host = destination.target.host
-    problem = keys.verdict(host, error.reason) if keys else SSHHandshakeFailed(detail=error.reason)
+def _host_key_problem(keys: HostKeys, destination: Destination, error: asyncssh.HostKeyNotVerifiable) -> FluxError:
+    problem = keys.verdict(destination.target.host, error.reason)
     if isinstance(problem, SSHHostKeyUnknown) and problem.shown:
         problem.hint = _way_to_trust(destination)
     return problem
@@ -308,96 +362,24 @@ def _way_to_trust(destination: Destination) -> str:
     )
 
 
-def _no_agreement(keys: HostKeys | None, host: str, error: asyncssh.KeyExchangeFailed) -> FluxError:
-    changed = keys.no_common_key(host, error.reason) if keys is not None and "host key" in error.reason else None
+def _no_agreement(keys: HostKeys, host: str, error: asyncssh.KeyExchangeFailed) -> FluxError:
+    changed = keys.no_common_key(host, error.reason) if "host key" in error.reason else None
     return changed or SSHHandshakeFailed(
         f"{host} and we agree on no cipher or key exchange.",
-        detail=error.reason,
+        detail=clean(error.reason),
         hint="Its operator may need to update OpenSSH, or your ssh_config's Ciphers and KexAlgorithms are too narrow.",
     )
 
 
-def _locked_key(destination: Destination, how: Dialling) -> FluxError | None:
-    """The problem that an encrypted identity file is, if that is what the destination names."""
-    path = destination.identity_file
-    return SSHKeyEncrypted(detail=path) if path is not None and how.passphrases.lacks(path) else None
+async def asks_for_passphrase(destination: Destination, how: Dialling) -> bool:
+    """Whether dialling *destination*, or a jump host before it, may end in a `SSHKeyEncrypted`. False if unsure."""
+    try:
+        return await asyncio.to_thread(_is_locked, destination, how)
+    except (OSError, ValueError, FluxError):
+        return False
 
 
-# ------------------------------------------------------------- errors by name
-
-
-def problem_of(error: Exception, destination: Destination) -> FluxError:
-    """The one class of ours for a failure of asyncssh or of the socket below it."""
-    shown = str(destination)
-    for kinds, make in _PROBLEMS:
-        if isinstance(error, kinds):
-            return make(error, shown)
-    return SSHHandshakeFailed(f"The handshake with {shown} failed.", detail=_words(error))
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "reason", None) or str(error) or type(error).__name__
-
-
-def _auth_failed(error: Exception, shown: str) -> FluxError:
-    return SSHAuthFailed(f"{shown} refused every key that was offered.", detail=_words(error))
-
-
-def _unusable_key(error: Exception, _shown: str) -> FluxError:
-    return SSHKeyUnusable(detail=_words(error))
-
-
-def _bad_config(error: Exception, _shown: str) -> FluxError:
-    return SSHConfigInvalid(detail=_words(error))
-
-
-def _unresolved(error: Exception, shown: str) -> FluxError:
-    return SSHHostUnresolved(f"The name in {shown} has no address.", detail=_words(error))
-
-
-def _hung_up(error: Exception, shown: str) -> FluxError:
-    return SSHHandshakeFailed(f"{shown} hung up during the handshake.", detail=_words(error))
-
-
-def _timed_out(_error: Exception, shown: str) -> FluxError:
-    return SSHUnreachable(f"{shown} did not answer in time.")
-
-
-def _disconnected(error: Exception, shown: str) -> FluxError:
-    words = _words(error)
-    if "authentication" in words.lower():
-        return SSHAuthFailed(
-            f"{shown} ended the attempt.",
-            detail=words,
-            hint="Your agent may hold too many keys: name one (FLUX_DB_TUNNEL_IDENTITY_FILE), or set IdentitiesOnly.",
-        )
-    if getattr(error, "code", None) == asyncssh.DISC_TOO_MANY_CONNECTIONS:
-        return SSHBusy(detail=words)
-    return _hung_up(error, shown)
-
-
-def _socket_failed(error: Exception, shown: str) -> FluxError:
-    # asyncio joins the errors of several addresses into one without an errno.
-    number = getattr(error, "errno", None)
-    text = str(error)
-    if number == errno.ECONNREFUSED or (number is None and f"Errno {errno.ECONNREFUSED}" in text):
-        return SSHRefused(f"{shown} refuses connections on that port.")
-    if number in (errno.EMFILE, errno.ENFILE) or (number is None and f"Errno {errno.EMFILE}" in text):
-        return TooManyOpenFiles()
-    return SSHUnreachable(f"{shown} cannot be reached.", detail=text)
-
-
-_Kinds = type[Exception] | tuple[type[Exception], ...]
-
-# In this order; the first that matches decides.
-_PROBLEMS: Final[tuple[tuple[_Kinds, Callable[[Exception, str], FluxError]], ...]] = (
-    (asyncssh.PermissionDenied, _auth_failed),
-    ((asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError), _hung_up),
-    (asyncssh.DisconnectError, _disconnected),
-    ((asyncssh.KeyImportError, asyncssh.KeyEncryptionError, FileNotFoundError, PermissionError), _unusable_key),
-    (ConfigParseError, _bad_config),
-    (socket.gaierror, _unresolved),
-    (TimeoutError, _timed_out),
-    (OSError, _socket_failed),
-    (ValueError, _bad_config),
-)
+def _is_locked(destination: Destination, how: Dialling) -> bool:
+    ready = _prepare(destination, how, _Offer(None))
+    rings = [ready.ring, *(_prepare(hop, how, _Offer(None)).ring for hop in _hops(ready.options, destination, how))]
+    return any(ring.locked() for ring in rings)

@@ -1,13 +1,19 @@
 """
-The passphrases of encrypted identity files: in this process' memory, by path, until it ends. Nowhere else.
+The passphrases of encrypted keys: in this process' memory, by path, until it ends. Nowhere else.
 
-A caller sends one with its request (``ssh.passphrase``); it is tried on the file at once, so that only right ones are
-kept. Reconnects and restored tunnels find it here. `fluxd.journal` knows the path alone.
+A caller sends them with its request (``ssh.passphrases``); each is tried on its file at once, so that only right ones
+are kept. Reconnects and restored tunnels find them here. `fluxd.journal` knows paths alone.
+
+`KeyRing` is what one dial makes of the files it may use: open ones, those that are opened when the host wants them, and
+which one a passphrase was missing for. It is the host that says so: a locked key is offered by its public half, as ssh
+offers it, and only one that the host would take is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import asyncssh
@@ -15,7 +21,7 @@ import asyncssh
 from fluxd import wire
 from fluxd.core.errors import SSHKeyEncrypted
 
-WRONG: Final = "That is not the passphrase of the identity file."
+WRONG: Final = "That is not the passphrase of the key."
 
 
 class Passphrases:
@@ -26,13 +32,13 @@ class Passphrases:
 
     async def learn(self, ssh: wire.SSH) -> None:
         """
-        Keep the passphrase that a caller sent, if it sent one.
+        Keep the passphrases that a caller sent.
 
         Raises:
-            SSHKeyEncrypted: it does not open the file.
+            SSHKeyEncrypted: one does not open its file.
         """
-        if ssh.identity_file is not None and ssh.passphrase:
-            await asyncio.to_thread(self._learn, ssh.identity_file, ssh.passphrase)
+        for path, passphrase in ssh.passphrases.items():
+            await asyncio.to_thread(self._learn, path, passphrase)
 
     def _learn(self, path: str, passphrase: wire.Secret) -> None:
         if not _is_encrypted(path):
@@ -40,24 +46,73 @@ class Passphrases:
         try:
             asyncssh.read_private_key(path, passphrase.reveal())
         except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:
-            raise SSHKeyEncrypted(WRONG, detail=f"{path}: {error}") from error
+            raise SSHKeyEncrypted(WRONG, detail=path) from error
         self._by_path[path] = passphrase
 
     def of(self, path: str) -> str | None:
-        """What opens the file as it is now, for asyncssh; None without it. Reads the file: for a thread."""
+        """What is known to open the file; it may have been encrypted anew."""
         passphrase = self._by_path.get(path)
-        if passphrase is None:
-            return None
-        try:
-            asyncssh.read_private_key(path, passphrase.reveal())
-        except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError, OSError):
-            self._by_path.pop(path, None)
-            return None
-        return passphrase.reveal()
+        return None if passphrase is None else passphrase.reveal()
 
     def lacks(self, path: str) -> bool:
         """Whether the file is encrypted and nobody has said what opens it. Reads the file: for a thread."""
-        return _is_encrypted(path) and self.of(path) is None
+        return _is_encrypted(path) and not self._open(path)
+
+    def _open(self, path: str) -> bool:
+        passphrase = self.of(path)
+        if passphrase is None:
+            return False
+        try:
+            asyncssh.read_private_key(path, passphrase)
+        except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError, OSError):
+            self._by_path.pop(path, None)
+            return False
+        return True
+
+
+class KeyRing:
+    """The keys of one dial, in the order in which they are offered. Reads files: for a thread."""
+
+    def __init__(self, passphrases: Passphrases, paths: Iterable[str], *, named: bool) -> None:
+        """*named*: the files must be usable keys; else those that are not are left out, as ssh does."""
+        self.pairs: list[asyncssh.SSHKeyPair] = []
+        self._passphrases = passphrases
+        self._encrypted: list[str] = []
+        # Those that the host would have taken; and those without a public half to offer.
+        self._wanted: list[str] = []
+        self._mute: list[str] = []
+        for path in paths:
+            try:
+                self.pairs += self._loaded(path)
+            except (OSError, ValueError):
+                if named:
+                    raise
+
+    def _loaded(self, path: str) -> Iterable[asyncssh.SSHKeyPair]:
+        if not _is_encrypted(path):
+            return asyncssh.load_keypairs([path])
+        self._encrypted.append(path)
+        if any(Path(f"{path}{end}").is_file() for end in (".pub", "-cert.pub")):
+            # asyncssh asks back only when it signs, and takes a ValueError for a key that is not to be had.
+            return asyncssh.load_keypairs([path], self._opened)  # type: ignore[arg-type]  # it documents callables
+        self._mute.append(path)
+        return () if self._passphrases.lacks(path) else asyncssh.load_keypairs([path], self._passphrases.of(path))
+
+    def _opened(self, path: str) -> str:
+        """For asyncssh, once the host would take the key: what opens it."""
+        self._wanted.append(path)
+        passphrase = self._passphrases.of(path)
+        if passphrase is None:
+            raise asyncssh.KeyImportError("nobody has said what opens it")
+        return passphrase
+
+    def lacking(self) -> str | None:
+        """After a refusal: the file that a passphrase was missing for. Reads files: for a thread."""
+        return next((path for path in (*self._wanted, *self._mute) if self._passphrases.lacks(path)), None)
+
+    def locked(self) -> bool:
+        """Whether any of them would have to be asked for. Reads files: for a thread."""
+        return any(self._passphrases.lacks(path) for path in self._encrypted)
 
 
 def _is_encrypted(path: str) -> bool:

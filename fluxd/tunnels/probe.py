@@ -22,22 +22,21 @@ PIECE: Final = 16 * 1024
 OpenStream = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
-async def prove_postgres(open_stream: OpenStream) -> None:
+async def prove_postgres(open_stream: OpenStream) -> str | None:
     """
-    That PostgreSQL answers there and takes connections.
+    That PostgreSQL answers there and takes connections; and what it asks for, if that could never prove it (md5, …).
 
     Raises:
         FluxError: it does not; or there is no channel.
     """
     async with _conversation(open_stream) as (reader, writer):
         writer.write(login.PROBE)
-        heard = bytearray()
-        piece = b"?"
-        while piece:
+        heard = b""
+        while True:
             piece = await reader.read(PIECE)
             heard += piece
-            if login.read_probe_answer(heard, ended=not piece):
-                return
+            if login.read_probe_answer(bytearray(heard), ended=not piece):
+                return login.proves_nothing(heard)
 
 
 async def prove_login(open_stream: OpenStream, user: str, password: Secret, *, database: str = "postgres") -> None:

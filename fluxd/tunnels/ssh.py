@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import random
@@ -28,16 +27,15 @@ from fluxd.core.errors import (
     FluxError,
     ResolverFailed,
     SSHBusy,
-    SSHForwardingRefused,
     SSHLost,
     SSHUnreachable,
-    UpstreamRefused,
     UpstreamUnreachable,
 )
 from fluxd.core.resolver import Answer
 from fluxd.core.target import clean
 
 from .dial import Destination, Dialling, dial
+from .failures import channel_problem
 
 T = TypeVar("T")
 
@@ -452,7 +450,7 @@ class Host:
         try:
             await connection.create_connection(lambda: session, host, port)
         except asyncssh.ChannelOpenError as error:
-            raise _refusal(error, f"{host}:{port}", lost=connection.is_closed()) from error
+            raise channel_problem(error, f"{host}:{port}", lost=connection.is_closed()) from error
         except (asyncssh.Error, OSError) as error:
             raise SSHLost(detail=clean(str(error))) from error
         self.latency_s = time.monotonic() - begun
@@ -578,19 +576,6 @@ def _abandon(end: Callable[[T], None], opening: asyncio.Task[T]) -> None:
     """Nobody waits any more for this channel."""
     if not opening.cancelled() and opening.exception() is None:
         end(opening.result())
-
-
-def _refusal(error: asyncssh.ChannelOpenError, where: str, *, lost: bool) -> FluxError:
-    reason = clean(error.reason)
-    if lost:
-        return SSHLost(detail=reason)
-    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
-        return SSHForwardingRefused(f"The SSH host does not allow forwarding to {where}.", detail=reason)
-    if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
-        return SSHBusy(detail=reason)
-    if "refused" in reason.lower() or f"Errno {errno.ECONNREFUSED}" in reason:
-        return UpstreamRefused(f"Nothing listens on {where}, says the SSH host.", detail=reason)
-    return UpstreamUnreachable(f"The SSH host cannot reach {where}.", detail=reason)
 
 
 async def _started(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[str]:

@@ -42,11 +42,11 @@ from fluxd.settings import TunnelSettings
 from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
-from .dial import Destination, Dialling
+from .dial import Destination, Dialling, asks_for_passphrase
 from .doors import Door, Doors, Place
 from .events import Events
 from .facts import Facts, Wish, recalled
-from .forward import Forward
+from .forward import Forward, bind
 from .grants import Grants, Minted, Terms, credential
 from .identity import Identity
 from .listeners import Listeners
@@ -69,6 +69,7 @@ REPORTED_WITHIN_S: Final = 5.0
 DEFAULT_HOST: Final = "127.0.0.1"
 # Who announces a restart stops us at once.
 RESTARTED_WITHIN_S: Final = 60.0
+NOBODY: Final = Key("", "", "", "readonly")
 
 NO_REVOKE: Final = (
     "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
@@ -259,7 +260,7 @@ class Supervisor:
         tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
-        await self._unlocked(tunnel.host, request.ssh)
+        await self._unlocked(tunnel.host)
         await tunnel.reach()
         hold = secrets.token_hex(8) if request.hold else None
         minted = None
@@ -367,34 +368,34 @@ class Supervisor:
     def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
         host = self._hosts.get(destination)
         if host is None:
-            how = Dialling(
-                connect_s=self._settings.ssh_connect_s,
-                keepalive_interval_s=self._settings.ssh_keepalive_s,
-                idle_s=self._settings.ssh_idle_s,
-                passphrases=self._passphrases,
-            )
-            host = self._hosts[destination] = Host(destination, how, self._clock, self._host_moved)
+            host = self._hosts[destination] = Host(destination, self._how(), self._clock, self._host_moved)
         host.agent = agent or host.agent
         host.pinned = pinned
         return host
 
-    async def _unlocked(self, host: Host, ssh: wire.SSH) -> None:
+    def _how(self) -> Dialling:
+        return Dialling(
+            connect_s=self._settings.ssh_connect_s,
+            keepalive_interval_s=self._settings.ssh_keepalive_s,
+            idle_s=self._settings.ssh_idle_s,
+            passphrases=self._passphrases,
+        )
+
+    async def _unlocked(self, host: Host) -> None:
         """
         Have a caller told that *host* wants a passphrase while it can still be asked: a tunnel's client cannot.
 
         Raises:
-            SSHKeyEncrypted: the identity file that it names is the host's, and nothing opens it.
+            SSHKeyEncrypted: a key that it would take is encrypted, and nobody has said what opens it.
         """
-        path = host.destination.identity_file
-        if host.state == "up" or path is None or path != ssh.identity_file:
+        if host.state == "up" or not await asks_for_passphrase(host.destination, self._how()):
             return
-        if await asyncio.to_thread(self._passphrases.lacks, path):
-            try:
-                await host.reach()
-            except SSHKeyEncrypted:
-                raise
-            except FluxError as problem:
-                log.info("%s is not reached yet: %s", host.destination, problem)
+        try:
+            await host.reach()
+        except SSHKeyEncrypted:
+            raise
+        except FluxError as problem:
+            log.info("%s is not reached yet: %s", host.destination, problem)
 
     def _host_moved(self, host: Host, name: str) -> None:
         self._events.emit(name, host=lambda: shown_host(host), problem=host.last_problem)
@@ -461,6 +462,29 @@ class Supervisor:
             )
         elif port != usual:
             tunnel.facts.notices.append(f"Port {port} as you asked; without --local-port it stays {usual}.")
+
+    def port_of(self, caller: Caller | None, project_hash: str | None) -> tuple[int, int | None]:
+        """
+        The local port at which the *caller*'s project is or would be opened, or any new one; the usual one, if busy.
+
+        Raises:
+            NoPortLeft, TooManyOpenFiles: there is none.
+        """
+        wanted = None if caller is None else (caller.api_base, caller.account, project_hash)
+        for tunnel in self._tunnels.values():
+            if tunnel.facts.key[:3] == wanted and tunnel.life.listening:
+                return tunnel.port, None
+        key = next((one for one in self._ports.owned if one[:3] == wanted), NOBODY)
+        usual, busy = self._ports.owned.get(key), set[int]()
+        while True:
+            port = ports.propose_port(key, owned=self._ports.owned, busy=busy, first=self._settings.first_port)
+            try:
+                for listener in bind(DEFAULT_HOST, port):
+                    listener.close()
+            except PortTaken:
+                busy.add(port)
+            else:
+                return port, usual if usual in busy else None
 
     # -------------------------------------------------------------------- looking
 

@@ -18,7 +18,8 @@ def free_port(host: str = "127.0.0.1", *, preferred: int | None = None) -> int:
     for port in (preferred, 0):
         if port is None:
             continue
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return int(probe.getsockname()[1])

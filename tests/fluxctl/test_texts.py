@@ -1,6 +1,7 @@
 """What each command prints for the contract's answers, against golden files, and the tokens that scripts grep for."""
 
 import json
+from importlib import metadata
 
 import pytest
 
@@ -24,6 +25,19 @@ V2_CREDENTIALS = {
     "hash": "def5678",
     "projectJwtSecret": "s3cr3t",
     "note": "Pooled projects have no Postgres credential.",
+}
+
+STATUS = {
+    "version": "0.1.0",
+    "api_version": "1",
+    "pid": 4242,
+    "uptime_s": 7261.0,
+    "socket": "/run/user/1000/fluxd/fluxd.sock",
+    "hosts": [],
+    "tunnels": 1,
+    "relays": 2,
+    "revocations_pending": 1,
+    "notices": [],
 }
 
 
@@ -405,23 +419,11 @@ def test_status(daemon):
         "last_problem": None,
         "data_plane": "channels",
     }
-    status = {
-        "version": "0.1.0",
-        "api_version": "1",
-        "pid": 4242,
-        "uptime_s": 7261.0,
-        "socket": "/run/user/1000/fluxd/fluxd.sock",
-        "hosts": [host],
-        "tunnels": 1,
-        "relays": 2,
-        "revocations_pending": 1,
-        "notices": [],
-    }
-    daemon.says("GET /v1/status", status)
+    daemon.says("GET /v1/status", STATUS | {"hosts": [host]})
     daemon.says("GET /v1/tunnels", {"tunnels": [answers.TUNNEL_V2]})
     text = said(daemon.flux("status"))
     assert golden("status.txt", text) == text
-    assert json.loads(said(daemon.flux("status", "--json"))) == status
+    assert json.loads(said(daemon.flux("status", "--json"))) == STATUS | {"hosts": [host]}
 
 
 def test_colour_only_on_a_terminal_and_never_with_no_color(daemon):
@@ -486,15 +488,48 @@ def test_a_program_that_a_signal_ends_is_told_as_a_shell_does(opens_v2):
     assert opens_v2.flux("exec", *POOLY, "--", "sh", "-c", "kill -9 $$").returncode == 137
 
 
+def check(name: str, verdict: str = "ok", message: str = "Well.", hint: str | None = None) -> dict[str, object]:
+    return {"name": name, "verdict": verdict, "message": message, "hint": hint}
+
+
 def test_doctor_fails_by_exit_code_only_when_a_check_does(daemon):
-    checks = [{"name": "daemon", "verdict": "ok", "message": "fluxd answers.", "hint": None}]
+    checks = [check("daemon"), check("token"), check("clock", "warn", hint="Set it.")]
     daemon.says("GET /v1/doctor", {"checks": checks})
+    daemon.says("GET /v1/status", STATUS | {"version": metadata.version("flux-db-access")})
     done = daemon.flux("doctor", "--json")
-    verdicts = {check["name"]: check["verdict"] for check in json.loads(said(done))["checks"]}
-    assert verdicts == {"psql": "ok", "service": "skip", "daemon": "ok"}
-    checks[0] = {"name": "daemon", "verdict": "fail", "message": "No.", "hint": "Mend it."}
+    verdicts = {one["name"]: one["verdict"] for one in json.loads(said(done))["checks"]}
+    assert list(verdicts.items()) == [
+        ("daemon", "ok"),
+        ("token", "ok"),
+        ("clock", "warn"),
+        ("service", "skip"),
+        ("versions", "ok"),
+        ("psql", "ok"),
+    ]
+    checks[0] = check("daemon", "fail", "No.", "Mend it.")
     daemon.says("GET /v1/doctor", {"checks": checks})
-    assert "Mend it." in said(daemon.flux("doctor"), code=1)
+    text = said(daemon.flux("doctor"), code=1)
+    assert "FAIL  daemon: No." in text
+    assert "Mend it." in text
+
+
+def test_doctor_says_when_the_daemon_that_runs_is_another_version(daemon):
+    daemon.says("GET /v1/doctor", {"checks": [check("daemon")]})
+    daemon.says("GET /v1/status", STATUS | {"version": "0.0.1"})
+    [found] = [one for one in json.loads(said(daemon.flux("doctor", "--json")))["checks"] if one["name"] == "versions"]
+    assert found["verdict"] == "warn"
+    assert "0.0.1" in found["message"]
+    assert "fluxctl service restart" in found["hint"]
+
+
+def test_doctor_names_a_token_of_the_shell_that_is_not_sent(daemon):
+    """After the daemon's word on tokens: a repository's .env names the base, the shell the token."""
+    (daemon.home / ".env").write_text("FLUX_API_BASE=https://elsewhere.example.com/api\n")
+    daemon.says("GET /v1/doctor", {"checks": [check("token", "fail", hint="Log in."), check("control plane", "skip")]})
+    daemon.says("GET /v1/status", STATUS)
+    done = daemon.flux("doctor", "--json", FLUX_API_TOKEN="flx_live_x")
+    names = [one["name"] for one in json.loads(said(done, code=1))["checks"]]
+    assert names[:3] == ["token", "token in the shell", "control plane"]
 
 
 def test_audit(daemon):

@@ -77,6 +77,7 @@ async def running(daemon_home: Path) -> AsyncIterator[Running]:
             clock=clock,
             ssh_connect_s=5.0,
             passphrases=Passphrases(),
+            port_of=supervisor.port_of,
         )
         api = Api(
             Organs(

@@ -13,6 +13,7 @@ from fluxd.core.login import PROBE, Login, Unproven, read_probe_answer
 from fluxd.core.pgreply import BackendKeyData, DataRow, ErrorResponse, take_message
 from fluxplane.lab.postgres import Server
 from fluxplane.wire import Secret
+from tests.furniture.postgres import asking_md5
 
 
 @contextlib.asynccontextmanager
@@ -103,8 +104,8 @@ async def test_a_wrong_password_is_a_failed_login_that_proves_nothing(each_postg
         assert not login.proven
 
 
-async def test_a_role_with_an_md5_password_cannot_be_proven_and_gets_nothing(pg15, pg15_md5):
-    with role(pg15, "pencil", encryption="md5") as name:
+async def test_a_role_with_an_md5_password_cannot_be_proven_and_gets_nothing(pg15):
+    with asking_md5(pg15), role(pg15, "pencil", encryption="md5") as name:
         login = new_login(name, "pencil")
         async with connected(pg15) as (reader, writer):
             with pytest.raises(Unproven, match="md5"):
@@ -145,19 +146,6 @@ async def is_active(server: Server, pid: int) -> bool:
                 if await found.fetchone() == ("active",):
                     return True
                 await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def pg15_md5(pg15):
-    """Until the test's end the server asks md5 of those who have an md5 password, as old clusters do."""
-    hba = pg15.data / "pg_hba.conf"
-    before = hba.read_text()
-    hba.write_text(before.replace("scram-sha-256", "md5"))
-    with psycopg.connect(pg15.url().reveal(), autocommit=True) as admin:
-        admin.execute("SELECT pg_reload_conf()")
-        yield
-        hba.write_text(before)
-        admin.execute("SELECT pg_reload_conf()")
 
 
 async def test_other_servers_are_not_postgres(openssh):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fluxplane import binaries
 from fluxplane.lab.postgres import Server
@@ -94,6 +95,35 @@ def each_postgres(request: pytest.FixtureRequest) -> Server:
     server = request.getfixturevalue(request.param)
     assert isinstance(server, Server)
     return server
+
+
+@contextlib.contextmanager
+def asking_md5(server: Server) -> Iterator[None]:
+    """As old clusters are: md5 for everybody whose password is stored so, and stored so it is from now on."""
+    hba = server.data / "pg_hba.conf"
+    before = hba.read_text()
+    try:
+        hba.write_text(before.replace("scram-sha-256", "md5"))
+        _set_encryption(server, "md5")
+        yield
+    finally:
+        hba.write_text(before)
+        _set_encryption(server, "scram-sha-256")
+
+
+def _set_encryption(server: Server, method: str) -> None:
+    """Return once new sessions have it, and with it pg_hba.conf as it is now."""
+    url = server.url().reveal()
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER SYSTEM SET password_encryption = {}").format(sql.Literal(method)))
+        admin.execute("SELECT pg_reload_conf()")
+    give_up_at = time.monotonic() + 10
+    while True:
+        with psycopg.connect(url) as other:
+            if other.execute("SHOW password_encryption").fetchone() == (method,):
+                return
+        assert time.monotonic() < give_up_at, f"the server does not take {method}"
+        time.sleep(0.02)
 
 
 def temporary_roles(admin_url: str) -> set[str]:

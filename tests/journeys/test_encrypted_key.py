@@ -1,5 +1,7 @@
 """An encrypted identity file: the person at the terminal is asked once, and what was typed is nowhere afterwards."""
 
+from pathlib import Path
+
 import asyncssh
 import pytest
 
@@ -64,3 +66,15 @@ def test_without_an_answer_the_problem_is_told(daemon, env):
         terminal.type("")
         assert terminal.end() == EXIT_CODE, terminal.shown
     assert f"Error: {SUMMARY}" in terminal.shown
+
+
+def test_the_usual_key_in_a_home_is_asked_for_by_its_path(daemon, env):
+    usual = daemon.home / ".ssh" / "id_ed25519"
+    usual.parent.mkdir(mode=0o700, exist_ok=True)
+    Path(env.pop("FLUX_DB_TUNNEL_IDENTITY_FILE")).rename(usual)
+    with opening(daemon, env) as terminal:
+        terminal.read_until(f"Passphrase for {usual}: ")
+        terminal.type(PASSPHRASE)
+        assert terminal.end() == 0, terminal.shown
+    assert daemon.flux("tunnel", "close", "foundry", env=env).returncode == 0
+    assert daemon.flux("tunnel", "open", *FOUNDRY, env=env).returncode == 0, "it is in the daemon's memory"

@@ -52,6 +52,22 @@ def test_install_first_command_restart_and_uninstall_leaves_nothing(user_manager
     assert login.show("fluxd.service", "LoadState") == "not-found"
 
 
+def test_doctor_knows_the_service(user_manager: UserManager) -> None:
+    def found() -> tuple[str, str]:
+        said = json.loads(user_manager.run("fluxctl", "doctor", "--json", check=False).stdout)
+        [check] = [one for one in said["checks"] if one["name"] == "service"]
+        return check["verdict"], check["hint"] or ""
+
+    verdict, hint = found()
+    assert (verdict, "fluxctl service install" in hint) == ("skip", True)
+    user_manager.run("fluxctl", "service", "install")
+    assert found() == ("ok", "")
+    user_manager.run("systemctl", "--user", "disable", "fluxd.service")
+    verdict, hint = found()
+    assert (verdict, "fluxctl service install" in hint) == ("warn", True)
+    user_manager.run("fluxctl", "service", "uninstall", "--purge")
+
+
 def test_installing_twice_changes_nothing_and_says_so(user_manager: UserManager) -> None:
     user_manager.run("fluxctl", "service", "install")
     pid = json.loads(user_manager.run("fluxctl", "status", "--json").stdout)["pid"]

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fluxd.tunnels.dial import Dialling, dial
+from fluxd import wire
+from fluxd.tunnels.dial import Dialling, asks_for_passphrase, dial
+from fluxplane.wire import Secret
 from tests.fluxd.tunnels.rig import until
 from tests.fluxd.tunnels.test_ssh import HOW, destination, problem_of_dialling
 from tests.furniture.sshd import OpenSSH, serving
+
+PASSPHRASE = "correct horse bättery staple"
 
 
 def keygen(*words: object) -> None:
@@ -96,6 +100,108 @@ async def test_a_certificate_that_has_ended_is_refused(certified, tmp_path):
     key = new_key(tmp_path / "id")
     user_certificate(authority, key, host.user, validity="20200101:20200102")
     assert (await problem_of_dialling(destination(host, identity=str(key)))).code == "ssh_auth_failed"
+
+
+# --------------------------------------------------------------- encrypted keys
+
+
+def locked(key: Path, path: Path) -> Path:
+    """A copy of *key*, encrypted, with its public half beside it as ssh-keygen leaves it."""
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(key, path)
+    path.chmod(0o600)
+    path.with_name(f"{path.name}.pub").write_bytes(subprocess.check_output(["ssh-keygen", "-y", "-f", path]))
+    keygen("-p", "-P", "", "-N", PASSPHRASE, "-f", path)
+    return path
+
+
+async def told(how: Dialling, path: Path) -> Dialling:
+    """As *how*, after a caller has said what opens *path*."""
+    await how.passphrases.learn(wire.SSH(passphrases={str(path): Secret(PASSPHRASE)}))
+    return how
+
+
+async def asked_for(where, how: Dialling) -> str | None:
+    """The key that dialling wants a passphrase of."""
+    problem = await problem_of_dialling(where, how)
+    assert problem.code == "ssh_key_encrypted"
+    return problem.detail
+
+
+async def test_an_encrypted_identity_file_of_ssh_config_is_asked_for_and_used(openssh, tmp_path):
+    key = locked(openssh.identity_file, tmp_path / "work")
+    how = by_config(tmp_path / "config", f"Host 127.*\n  IdentityFile {key}\n")
+    assert await asked_for(destination(openssh, identity=None), how) == str(key)
+    assert await gets_in(destination(openssh, identity=None), await told(how, key))
+
+
+async def test_the_usual_key_of_a_home_is_asked_for_and_used(openssh, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = locked(openssh.identity_file, tmp_path / ".ssh" / "id_ed25519")
+    how = Dialling(config="/nonexistent")
+    assert await asked_for(destination(openssh, identity=None), how) == str(key)
+    assert await gets_in(destination(openssh, identity=None), await told(how, key))
+
+
+async def test_only_the_key_that_the_host_would_take_is_asked_for(openssh, tmp_path):
+    other = locked(new_key(tmp_path / "plain"), tmp_path / "other")
+    key = locked(openssh.identity_file, tmp_path / "work")
+    how = by_config(tmp_path / "config", f"IdentityFile {other}\nIdentityFile {key}\n")
+    assert await asked_for(destination(openssh, identity=None), how) == str(key)
+
+
+async def test_a_key_that_the_agent_has_is_not_asked_for(openssh, ssh_agent, tmp_path):
+    await ssh_agent.add(openssh.identity_file)
+    key = locked(openssh.identity_file, tmp_path / "work")
+    for number in range(8):
+        await ssh_agent.add(new_key(tmp_path / f"other{number}"))
+    how = by_config(tmp_path / "config", f"IdentityFile {key}\nIdentitiesOnly yes\n")
+    assert await gets_in(destination(openssh, identity=None), how, agent=str(ssh_agent.socket))
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_public_key_names_the_agents_private_one(openssh, ssh_agent, tmp_path, named):
+    """What people write whose keys never leave a hardware token."""
+    for number in range(8):
+        await ssh_agent.add(new_key(tmp_path / f"other{number}"))
+    await ssh_agent.add(openssh.identity_file)
+    half = tmp_path / "work.pub"
+    half.write_bytes(openssh.client_key.export_public_key())
+    how = by_config(tmp_path / "config", "" if named else f"IdentityFile {half}\nIdentitiesOnly yes\n")
+    where = destination(openssh, identity=str(half) if named else None)
+    assert await gets_in(where, how, agent=str(ssh_agent.socket))
+
+
+async def test_identities_only_keeps_the_agents_other_keys_back(openssh, ssh_agent, tmp_path):
+    await ssh_agent.add(openssh.identity_file)
+    how = by_config(tmp_path / "config", f"IdentityFile {tmp_path}/none\nIdentitiesOnly yes\n")
+    problem = await problem_of_dialling(destination(openssh, identity=None), how, agent=str(ssh_agent.socket))
+    assert problem.code == "ssh_auth_failed"
+
+
+async def test_an_identity_file_of_ssh_config_that_is_not_there_is_left_out(openssh, tmp_path):
+    text = f"IdentityFile {tmp_path}/none\nIdentityFile {openssh.identity_file}\n"
+    assert await gets_in(destination(openssh, identity=None), by_config(tmp_path / "config", text))
+
+
+async def test_a_certificate_of_an_encrypted_key_is_used(certified, tmp_path):
+    host, authority = certified
+    key = locked(new_key(tmp_path / "plain"), tmp_path / "id")
+    user_certificate(authority, key, host.user)
+    how = by_config(tmp_path / "config", f"IdentityFile {key}\n")
+    assert await asked_for(destination(host, identity=None), how) == str(key)
+    assert await gets_in(destination(host, identity=None), await told(how, key))
+
+
+async def test_a_jump_hosts_encrypted_key_is_asked_for_and_used(openssh, jump, tmp_path):
+    key = locked(jump.identity_file, tmp_path / "jumping")
+    text = block(jump, "jump").replace(str(jump.identity_file), str(key)) + "Host 127.0.0.1\n  ProxyJump jump\n"
+    jump.known_hosts.write_text(known_as(jump, "jump", tmp_path).read_text())
+    how = by_config(tmp_path / "config", text)
+    assert await asks_for_passphrase(destination(openssh), how)
+    assert await asked_for(destination(openssh), how) == str(key)
+    assert await gets_in(destination(openssh), await told(how, key))
+    assert not await asks_for_passphrase(destination(openssh), how)
 
 
 # ----------------------------------------------------------------- ~/.ssh/config

@@ -1,6 +1,7 @@
 """Encrypted identity files on a real SSH host: opened by a passphrase that is in fluxd's memory and nowhere else."""
 
 import logging
+import shutil
 import subprocess
 
 import pytest
@@ -32,10 +33,9 @@ def locked(rig):
 
 
 def saying(rig, passphrase: str | None) -> wire.SSH:
-    said = Secret(passphrase) if passphrase else None
-    return wire.SSH(
-        agent=None, identity_file=str(rig.host.identity_file), known_hosts=str(rig.host.known_hosts), passphrase=said
-    )
+    path = str(rig.host.identity_file)
+    said = {path: Secret(passphrase)} if passphrase else {}
+    return wire.SSH(identity_file=path, known_hosts=str(rig.host.known_hosts), passphrases=said)
 
 
 async def refused(rig, **more) -> errors.FluxError:
@@ -81,13 +81,35 @@ async def test_who_joins_a_tunnel_that_came_back_is_asked(locked):
     assert await locked.ask(joined) == "postgres"
 
 
-async def test_an_old_pem_file_has_the_same_problem_and_the_same_way_out(small_rig, tmp_path):
+async def test_who_joins_is_asked_for_the_usual_key_too(small_rig, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    key = shutil.copy(small_rig.host.identity_file, tmp_path / ".ssh" / "id_ed25519")
+    encrypt(key, PASSPHRASE)
+    unnamed = {"known_hosts": str(small_rig.host.known_hosts)}
+    opens = wire.SSH(passphrases={str(key): Secret(PASSPHRASE)}, **unnamed)
+    await small_rig.open(V1_HASH, ssh=opens)
+    await crashed_and_back(small_rig)
+    assert (await refused(small_rig, ssh=wire.SSH(**unnamed))).detail == str(key)
+    assert await small_rig.ask(await small_rig.open(V1_HASH, ssh=opens)) == "postgres"
+
+
+async def test_an_old_pem_file_alone_has_the_same_problem_and_the_same_way_out(small_rig, tmp_path):
+    """Without a public half beside it nobody knows whether the host would take it: it is asked for all the same."""
     subprocess.run(["ssh-keygen", "-q", "-m", "PEM", "-t", "rsa", "-N", PASSPHRASE, "-f", tmp_path / "rsa"], check=True)
+    (tmp_path / "rsa.pub").unlink()
     small_rig.host.identity_file = tmp_path / "rsa"
     assert (await refused(small_rig)).message == errors.SSHKeyEncrypted.summary
     assert (await refused(small_rig, ssh=saying(small_rig, "wrong"))).message == WRONG
     with pytest.raises(errors.SSHAuthFailed):
         await small_rig.open(V1_HASH, ssh=saying(small_rig, PASSPHRASE))
+
+
+async def test_a_key_that_the_host_would_not_take_is_not_asked_for(small_rig, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", PASSPHRASE, "-f", tmp_path / "other"], check=True)
+    small_rig.host.identity_file = tmp_path / "other"
+    with pytest.raises(errors.SSHAuthFailed):
+        await small_rig.open(V1_HASH)
 
 
 async def test_a_passphrase_that_an_open_file_does_not_need_is_not_kept(small_rig):
