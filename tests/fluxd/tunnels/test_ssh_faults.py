@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from fluxd.tunnels.ssh import Host
 from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
+from tests.furniture.needs import needs_program
+from tests.furniture.sshd import OpenSSH, serving
 
 
 @pytest.fixture
@@ -65,6 +68,26 @@ async def test_a_client_that_comes_while_the_host_is_away_is_served_when_it_is_b
         await faulty_rig.host.proxy.accept()
         async with asyncio.timeout(20):
             assert await asking == "postgres"
+
+
+async def test_a_client_is_no_less_served_for_how_long_the_host_has_been_away(faulty_rig):
+    """The next try by itself is an hour away: the client makes it now. Meanwhile `status` says how things stand."""
+    opened = await faulty_rig.open(V1_HASH)
+    [host] = faulty_rig.up._hosts.values()
+    host._backoff = Backoff(first_s=3600, cap_s=3600).failed(faulty_rig.clock.now(), 0)
+    async with told(faulty_rig) as events:
+        await faulty_rig.host.proxy.refuse()
+        faulty_rig.host.proxy.cut()
+        await events.happens("reconnecting")
+        await faulty_rig.host.proxy.accept()
+        [shown] = faulty_rig.up.hosts()
+        assert (shown.state, shown.last_problem.code) == ("waiting", "ssh_lost")
+        assert faulty_rig.up.show(V1_HASH).state == "reconnecting"
+        async with asyncio.timeout(5):
+            assert await faulty_rig.ask(opened) == "postgres"
+        await events.happens("reconnected")
+    [shown] = faulty_rig.up.hosts()
+    assert (shown.state, shown.last_problem) == ("up", None)
 
 
 async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(faulty_rig):
@@ -126,32 +149,65 @@ def held():
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
-async def test_eight_clients_lose_only_what_was_in_flight_when_sshd_restarts(rig):
-    """Each loses the one transaction it was in, connects anew while the host is away, and goes on."""
+LEDGER = "flux_ledger_of_this_test"
+
+
+@contextlib.contextmanager
+def ledger(postgres):
+    """A table of one row for each transaction of pgbench; a function that counts them."""
+    with psycopg.connect(postgres.url().reveal(), autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE {LEDGER} (id bigserial)")
+        try:
+            yield lambda: connection.execute(f"SELECT count(*) FROM {LEDGER}").fetchone()[0]
+        finally:
+            connection.execute(f"DROP TABLE {LEDGER}")
+
+
+async def pgbench(rig, opened, script, *options):
+    """Eight clients at work on *script*."""
+    user, password = rig.password(opened)
+    argv = ["-n", "-c", "8", "-j", "2", "-h", "127.0.0.1", "-p", str(opened.tunnel.port), "-U", user, "-f", str(script)]
+    return await asyncio.create_subprocess_exec(
+        "pgbench",
+        *argv,
+        *options,
+        "postgres",
+        env=os.environ | {"PGPASSWORD": password, "PGSSLMODE": "disable"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+def processed(said):
+    return int(re.search(rb"transactions actually processed: (\d+)", said)[1])
+
+
+async def test_of_eight_clients_only_what_was_in_flight_is_lost_when_sshd_restarts(
+    openssh, contract_plane, pool18, tmp_path
+):
+    """And who comes while it is away, or after, loses nothing."""
+    needs_program("pgbench")
+    script = tmp_path / "script.sql"
+    script.write_text(f"INSERT INTO {LEDGER} DEFAULT VALUES;\n")
+    rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
     opened = await rig.open(V1_HASH)
-    lost, done, over = [], [0] * 8, asyncio.Event()
-
-    async def work(number):
-        while not over.is_set():
-            connection = await rig.connect(opened)
-            try:
-                while not over.is_set():
-                    await connection.execute("SELECT pg_sleep(0.01)")
-                    done[number] += 1
-            except psycopg.OperationalError:
-                lost.append(number)
-            finally:
-                await connection.close()
-
-    async with asyncio.TaskGroup() as workers:
-        for number in range(8):
-            workers.create_task(work(number))
-        await until(lambda: min(done) >= 3, "everybody at work")
-        await rig.host.restart()
-        before = list(done)
-        await until(lambda: all(now >= then + 3 for now, then in zip(done, before, strict=True)), "them at work again")
-        over.set()
-    assert sorted(lost) == list(range(8))
+    with ledger(pool18) as rows:
+        async with told(rig) as events, asyncio.timeout(60):
+            before = await pgbench(rig, opened, script, "-T", "60")
+            await until(lambda: rows() >= 50, "everybody at work", within_s=20)
+            await openssh.stop()
+            said, _ = await before.communicate()
+            assert before.returncode != 0
+            done = rows()
+            assert processed(said) <= done <= processed(said) + 8
+            after = await pgbench(rig, opened, script, "-t", "20")
+            await until(lambda: rig.up.show(V1_HASH).traffic.relays > 0, "clients to wait")
+            await openssh.start()
+            said, complained = await after.communicate()
+        assert (after.returncode, processed(said)) == (0, 8 * 20), complained.decode()
+        assert rows() - done == 8 * 20
+        assert "client_refused" not in events.names
+    await rig.close()
 
 
 async def test_a_container_that_comes_back_at_another_address_is_found_at_once(rig, pool18):
@@ -179,26 +235,56 @@ async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
     assert events.problem("client_refused").code.startswith("upstream_")
 
 
-async def test_a_dead_host_is_nothing_to_the_tunnels_of_another(faulty_rig, contract_plane, pool18):
-    """The second tunnel goes to the same sshd by a way of its own."""
-    async with fault_proxy(faulty_rig.host.proxy.behind) as other_way:
-        dead = await faulty_rig.open(V1_HASH)
-        faulty_rig.host.port = other_way.port
-        faulty_rig.host.write_known_hosts()
-        contract_plane.ssh["sshPort"] = other_way.port
-        faulty_rig.add("millstone", "0c0c0c0", "v1_dedicated")
-        alive = await faulty_rig.open("0c0c0c0")
-        async with await faulty_rig.connect(alive) as connection:
-            faulty_rig.host.proxy.stall()
-            asking = asyncio.create_task(faulty_rig.ask(dead))
+@contextlib.asynccontextmanager
+async def dead(host, manner):
+    """*host*, an sshd behind a fault proxy, is."""
+    if manner == "blackholed":
+        host.proxy.stall()
+    elif manner == "refusing":
+        await host.proxy.refuse()
+        host.proxy.cut()
+    else:
+        host.freeze()
+    try:
+        yield
+    finally:
+        host.proxy.flow()
+        await host.proxy.accept()
+        host.thaw()
+
+
+@pytest.mark.parametrize("manner", ["blackholed", "refusing", "stopped"])
+async def test_of_two_hosts_one_is_dead_and_tunnels_of_the_other_notice_nothing(
+    openssh, ssh_home, contract_plane, pool18, tmp_path, manner
+):
+    (ssh_home / "other").mkdir()
+    async with serving(OpenSSH(ssh_home / "other")) as other, fault_proxy(openssh.port) as proxy:
+        openssh.proxy, openssh.port = proxy, proxy.port
+        openssh.write_known_hosts()
+        rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
+        rig.settings = replace(rig.settings, ssh_keepalive_s=0.3)
+        lost = await rig.open(V1_HASH)
+        rig.host = other
+        contract_plane.ssh["sshPort"] = other.port
+        rig.add("millstone", "0c0c0c0", "v1_dedicated")
+        alive = await rig.open("0c0c0c0")
+        async with told(rig) as events, await rig.connect(alive) as connection, dead(openssh, manner):
+            waiting = [asyncio.create_task(rig.ask(lost)) for _ in range(10)]
+            await events.happens("host_lost", within_s=5)
             for _ in range(20):
                 async with asyncio.timeout(2):
-                    assert await faulty_rig.ask(alive) == "postgres"
                     await connection.execute("SELECT 1")
-            assert not asking.done()
-            faulty_rig.host.proxy.flow()
-            async with asyncio.timeout(30):
-                assert await asking == "postgres"
+                    assert await rig.ask(alive) == "postgres"
+            assert rig.up.show("0c0c0c0").state == "up"
+            assert rig.up.show(V1_HASH).state == "reconnecting"
+            assert not any(one.done() for one in waiting)
+            about_the_other = {
+                event.name for event, _ in events.events if (event.host and event.host.port) == other.port
+            }
+            assert about_the_other == set()
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*waiting) == ["postgres"] * 10
+        await rig.close()
 
 
 # ------------------------------------------------------ the host connection alone
