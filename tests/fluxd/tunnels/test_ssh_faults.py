@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import asyncssh
 import psycopg
 import pytest
 
@@ -503,6 +504,73 @@ async def test_a_doubted_connection_ends_by_keepalives_where_no_other_can_be_mad
         await faulty_ssh.proxy.accept()
         assert (await greeting(forward)).startswith(b"SSH-2.0-")
         assert host.generation == 2
+
+
+class Boundless(asyncssh.SSHServer):
+    """Promises to take a gigabyte at once on every channel; it opens them while `opens` is set."""
+
+    opens: asyncio.Event
+    waiting = 0
+
+    def connection_made(self, conn):
+        self._connection = conn
+
+    def connection_requested(self, *_):
+        return self._connection.create_tcp_channel(window=1 << 30), self._session()
+
+    async def _session(self):
+        Boundless.waiting += 1
+        await self.opens.wait()
+        Boundless.waiting -= 1
+        return asyncssh.SSHTCPSession()
+
+
+@contextlib.asynccontextmanager
+async def boundless(furniture):
+    """*furniture* names such a host, behind a fault proxy."""
+    keys = asyncssh.import_authorized_keys(furniture.client_key.export_public_key().decode())
+    Boundless.opens = asyncio.Event()
+    Boundless.opens.set()
+    server = await asyncssh.create_server(
+        Boundless, "127.0.0.1", 0, server_host_keys=[furniture.host_key], authorized_client_keys=keys
+    )
+    async with server, fault_proxy(server.get_port()) as proxy:
+        furniture.proxy, furniture.port = proxy, proxy.port
+        furniture.write_known_hosts()
+        yield
+
+
+async def all_that_is_taken(forward, writer):
+    """How much of 64 MB, and of what there was before."""
+    for _ in range(64):
+        writer.write(bytes(1 << 20))
+    before = -1
+    while before != forward.bytes_up:
+        before = forward.bytes_up
+        await asyncio.sleep(0.3)
+    return before
+
+
+async def test_what_a_host_does_not_take_stays_with_the_clients(embedded):
+    """However much it promised to take: a link on which nothing passes does not fill our memory."""
+    how = Dialling(config=os.devnull)
+    async with boundless(embedded), forwarded(embedded, how) as (host, forward, _):
+        _, first = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: host.channels == 1, "the channel")
+        Boundless.opens.clear()
+        _, second = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: Boundless.waiting == 1, "the question for another")
+        embedded.proxy.stall("up")
+        taken = await all_that_is_taken(forward, first)
+        assert taken < 24 << 20
+        # Its channel opens when nobody can send any more; but for what it may say before that, it waits as well.
+        Boundless.opens.set()
+        await until(lambda: host.channels == 2, "the other channel")
+        assert await all_that_is_taken(forward, second) < taken + (1 << 20)
+        embedded.proxy.flow()
+        await until(lambda: forward.bytes_up == 128 << 20, "the rest to pass", within_s=30)
+        for writer in (first, second):
+            writer.transport.abort()
 
 
 async def test_latency_only_delays(faulty_ssh):
