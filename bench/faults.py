@@ -390,9 +390,9 @@ class Scene:
             await asyncio.to_thread(self.agent.wait)
 
 
-async def quiet(contender, before):
-    """How many more tasks and descriptors than before, once they stopped getting fewer."""
-    give_up_at = time.monotonic() + QUIET_WITHIN_S
+async def quiet(contender, before, within_s=QUIET_WITHIN_S):
+    """How many more tasks and descriptors than before, once they are no more or *within_s* is over."""
+    give_up_at = time.monotonic() + within_s
     more = (NEVER, NEVER)
     while time.monotonic() < give_up_at:
         tasks, descriptors = contender.held()
