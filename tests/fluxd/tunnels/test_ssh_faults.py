@@ -19,7 +19,8 @@ from fluxd.core.target import Target
 from fluxd.settings import TunnelSettings
 from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
-from fluxd.tunnels.ssh import Host
+from fluxd.tunnels.ssh import ANSWERS_S, Host
+from fluxd.tunnels.supervisor import TICK_S
 from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
@@ -224,6 +225,22 @@ async def test_a_container_that_comes_back_at_another_address_is_found_at_once(r
     assert rig.up.show("yeastcoast").upstream == f"127.0.0.1:{pool18.port}"
 
 
+async def test_upstream_is_located_again_after_a_reconnect(faulty_rig, pool18):
+    """Over one connection a name stays a name, which sshd resolves; behind the next host it may be none."""
+    container = f"flux-{V1_HASH}-yeastcoast-db"
+    faulty_rig.host.forget(container)
+    faulty_rig.host.know_name(container, pool18.port)
+    opened = await faulty_rig.open(V1_HASH)
+    assert (opened.tunnel.resolution_method, await faulty_rig.ask(opened)) == ("getent", "postgres")
+    faulty_rig.host.forget(container)
+    faulty_rig.host.know_container(container, pool18.port)
+    faulty_rig.host.proxy.cut()
+    async with told(faulty_rig) as events:
+        assert await faulty_rig.ask(opened) == "postgres"
+        assert faulty_rig.up.show(V1_HASH).resolution_method == "docker_inspect"
+        assert "client_refused" not in events.names
+
+
 async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
     container = f"flux-{V1_HASH}-yeastcoast-db"
     async with fault_proxy(pool18.port, host="127.0.0.2", port=pool18.port):
@@ -391,9 +408,9 @@ async def test_a_connection_that_died_in_our_sleep_is_noticed_within_2_s_of_waki
 async def test_a_connection_that_lived_through_our_sleep_stays(sleepy_rig):
     opened = await sleepy_rig.open(V1_HASH)
     async with told(sleepy_rig) as events, await sleepy_rig.connect(opened) as connection:
-        for _ in range(3):
+        for _ in range(2):
             sleepy_rig.clock.slept_s += 600.0
-            await asyncio.sleep(1.2)  # past the look that sees it
+            await asyncio.sleep(TICK_S + ANSWERS_S)  # past the look that sees it, and the time to answer
         await connection.execute("SELECT 1")
         [host] = sleepy_rig.up.hosts()
         assert host.state == "up"
@@ -581,11 +598,11 @@ async def test_latency_only_delays(faulty_ssh):
 
 
 async def test_a_connection_that_nobody_uses_is_closed_and_comes_back_with_the_next_client(rig):
-    rig.settings = replace(rig.settings, ssh_idle_s=1.5)
+    rig.settings = replace(rig.settings, ssh_idle_s=0.6)
     opened = await rig.open(V1_HASH)
     [host] = rig.up._hosts.values()
     async with await rig.connect(opened) as connection:
-        used_until = rig.clock.now() + 3
+        used_until = rig.clock.now() + 1.2
         await until(lambda: rig.clock.now() > used_until, "twice the time that it may idle")
         assert (host.state, host.generation) == ("up", 1)
         await connection.execute("SELECT 1")
