@@ -271,7 +271,17 @@ class Forward:
 class Relay(asyncio.Protocol):
     """A client's side of a relay."""
 
-    __slots__ = ("_channel", "_client", "_early", "_ended", "_forward", "_linger", "_upstream_ended", "opening")
+    __slots__ = (
+        "_channel",
+        "_client",
+        "_early",
+        "_ended",
+        "_forward",
+        "_full",
+        "_linger",
+        "_upstream_ended",
+        "opening",
+    )
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
@@ -279,6 +289,8 @@ class Relay(asyncio.Protocol):
         self._channel: Channel | None = None
         self._early: list[bytes] = []
         self._ended = False
+        # The channel takes no more just now.
+        self._full = False
         self._upstream_ended = False
         self._linger: asyncio.TimerHandle | None = None
         self.opening: asyncio.Task[None] | None = None
@@ -336,7 +348,8 @@ class Relay(asyncio.Protocol):
         if self._client is None:
             channel.abort()
             return
-        self.resume_client()  # before the writes: the channel may want a pause at once
+        if not self._full:
+            self.resume_client()  # before the writes: the channel may want a pause at once
         for data in self._early:
             channel.write(data)
         self._early = []
@@ -356,10 +369,12 @@ class Relay(asyncio.Protocol):
         self._both_ended()
 
     def pause_client(self) -> None:
+        self._full = True
         if self._client is not None:
             self._client.pause_reading()
 
     def resume_client(self) -> None:
+        self._full = False
         if self._client is not None and not self._ended:
             self._client.resume_reading()
 

@@ -81,7 +81,6 @@ class Host:
         self.pinned: Sequence[str] = ()
         self.state: State = "idle"
         self.generation = 0
-        self.channels = 0
         self.latency_s: float | None = None
         self.connected_at: datetime | None = None
         self.last_problem: FluxError | None = None
@@ -103,6 +102,9 @@ class Host:
         self.heard = asyncio.Event()
         self._hearing: asyncio.Task[None] | None = None
         self._closed = False
+        self.sessions: set[_Session] = set()
+        # The connection takes no more just now: nobody who writes to one of its channels may go on.
+        self.congested = False
 
     # ------------------------------------------------------------ the connection
 
@@ -121,6 +123,11 @@ class Host:
         """Be connected, however many tries it takes: bound it. With *hurry* the first of them is made at once."""
         while await self._next_outcome(hurry=hurry) is not None:
             hurry = False
+
+    @property
+    def channels(self) -> int:
+        """How many are open."""
+        return len(self.sessions)
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -216,6 +223,7 @@ class Host:
             old, self._connection = self._connection, connection
             self.generation += 1
             self._up_since, self.connected_at = self._clock.now(), self._clock.wall()
+            self._watch_congestion(connection)
             if old is not None:
                 await _ended(old)
         await self._hear_no_more()
@@ -223,6 +231,23 @@ class Host:
         self._used_at = self._clock.awake()
         self._settle(None)
         self._observe(self, "host_up")
+
+    def _watch_congestion(self, connection: asyncssh.SSHClientConnection) -> None:
+        """
+        Have clients wait while what they sent waits for the socket.
+
+        asyncssh does not: it would keep in memory all that the host's windows allow, and it is the host who sets those.
+        """
+
+        def congested(whether: bool) -> None:
+            if connection is self._connection:
+                self.congested = whether
+                for session in list(self.sessions):
+                    session.congested(whether)
+
+        self.congested = False
+        connection.pause_writing = lambda: congested(True)  # type: ignore[method-assign]
+        connection.resume_writing = lambda: congested(False)  # type: ignore[method-assign]
 
     async def _live(self) -> None:
         """Until the connection ends, nobody needs it, or it is doubted and says nothing."""
@@ -508,12 +533,16 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
         self._host = host
         self._protocol = protocol
         self._hasten = hasten
+        # Either may have it wait: the channel's window, or the connection.
+        self._full = False
+        self._congested = False
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         self.transport = ChannelTransport(chan)
-        self._host.channels += 1
+        self._host.sessions.add(self)
         self._hasten()
         self._tell(self._protocol.connection_made, self.transport)
+        self.congested(self._host.congested)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - there is one kind
         if len(data) < BULK:
@@ -528,14 +557,23 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
         return bool(self._tell(self._protocol.eof_received))
 
     def pause_writing(self) -> None:
-        self._tell(self._protocol.pause_writing)
+        self._wait(full=True, congested=self._congested)
 
     def resume_writing(self) -> None:
         self._host.heard.set()
-        self._tell(self._protocol.resume_writing)
+        self._wait(full=False, congested=self._congested)
+
+    def congested(self, whether: bool) -> None:
+        self._wait(full=self._full, congested=whether)
+
+    def _wait(self, *, full: bool, congested: bool) -> None:
+        waited = self._full or self._congested
+        self._full, self._congested = full, congested
+        if waited != (full or congested):
+            self._tell(self._protocol.resume_writing if waited else self._protocol.pause_writing)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._host.channels -= 1
+        self._host.sessions.discard(self)
         self._hasten()
         # asyncssh's errors are no OSErrors; who reads a stream expects one.
         broken = exc is not None and not isinstance(exc, OSError)

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import signal
+import socket
 import socketserver
-import stat
 import subprocess
 import tempfile
 import threading
@@ -380,8 +380,15 @@ class Agent:
             "ssh-agent", "-D", "-a", str(self.socket), stdout=asyncio.subprocess.DEVNULL
         )
         async with asyncio.timeout(10):
-            while not (self.socket.exists() and stat.S_ISSOCK(self.socket.stat().st_mode)):
+            while not self._listens():
                 await asyncio.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """The path alone is there a moment earlier."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(self.socket))
+            return True
+        return False
 
     async def add(self, key: Path) -> None:
         adding = await asyncio.create_subprocess_exec(

@@ -282,11 +282,11 @@ async def test_a_v1_database_must_hold_the_projects_password(small_rig, pg15):
 
 
 async def test_it_renews_by_itself_while_a_client_is_connected(small_rig):
-    opened = await small_rig.open(ttl_s=4, renew=True)
-    connection = await small_rig.connect(opened)
-    await asyncio.sleep(6)
-    assert (await (await connection.execute("SELECT current_user")).fetchone()) == (opened.credential.username,)
-    await connection.close()
+    opened = await small_rig.open(ttl_s=3, renew=True)
+    would_end_at = small_rig.clock.now() + 3
+    async with await small_rig.connect(opened) as connection:
+        await until(lambda: small_rig.clock.now() > would_end_at + 0.5, "the time at which it would have ended")
+        assert (await (await connection.execute("SELECT current_user")).fetchone()) == (opened.credential.username,)
     await until(lambda: small_rig.up.list() == [], "the tunnel to end without a client", within_s=6)
     await until(lambda: small_rig.roles() == set(), "the role to end")
 

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import asyncssh
 import psycopg
 import pytest
 
@@ -17,10 +19,13 @@ from fluxd.core.target import Target
 from fluxd.settings import TunnelSettings
 from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
-from fluxd.tunnels.ssh import Host
+from fluxd.tunnels.ssh import ANSWERS_S, Host
+from fluxd.tunnels.supervisor import TICK_S
 from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
+from tests.furniture.needs import needs_program
+from tests.furniture.sshd import OpenSSH, serving
 
 
 @pytest.fixture
@@ -65,6 +70,26 @@ async def test_a_client_that_comes_while_the_host_is_away_is_served_when_it_is_b
         await faulty_rig.host.proxy.accept()
         async with asyncio.timeout(20):
             assert await asking == "postgres"
+
+
+async def test_a_client_is_no_less_served_for_how_long_the_host_has_been_away(faulty_rig):
+    """The next try by itself is an hour away: the client makes it now. Meanwhile `status` says how things stand."""
+    opened = await faulty_rig.open(V1_HASH)
+    [host] = faulty_rig.up._hosts.values()
+    host._backoff = Backoff(first_s=3600, cap_s=3600).failed(faulty_rig.clock.now(), 0)
+    async with told(faulty_rig) as events:
+        await faulty_rig.host.proxy.refuse()
+        faulty_rig.host.proxy.cut()
+        await events.happens("reconnecting")
+        await faulty_rig.host.proxy.accept()
+        [shown] = faulty_rig.up.hosts()
+        assert (shown.state, shown.last_problem.code) == ("waiting", "ssh_lost")
+        assert faulty_rig.up.show(V1_HASH).state == "reconnecting"
+        async with asyncio.timeout(5):
+            assert await faulty_rig.ask(opened) == "postgres"
+        await events.happens("reconnected")
+    [shown] = faulty_rig.up.hosts()
+    assert (shown.state, shown.last_problem) == ("up", None)
 
 
 async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(faulty_rig):
@@ -126,32 +151,65 @@ def held():
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
-async def test_eight_clients_lose_only_what_was_in_flight_when_sshd_restarts(rig):
-    """Each loses the one transaction it was in, connects anew while the host is away, and goes on."""
+LEDGER = "flux_ledger_of_this_test"
+
+
+@contextlib.contextmanager
+def ledger(postgres):
+    """A table of one row for each transaction of pgbench; a function that counts them."""
+    with psycopg.connect(postgres.url().reveal(), autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE {LEDGER} (id bigserial)")
+        try:
+            yield lambda: connection.execute(f"SELECT count(*) FROM {LEDGER}").fetchone()[0]
+        finally:
+            connection.execute(f"DROP TABLE {LEDGER}")
+
+
+async def pgbench(rig, opened, script, *options):
+    """Eight clients at work on *script*."""
+    user, password = rig.password(opened)
+    argv = ["-n", "-c", "8", "-j", "2", "-h", "127.0.0.1", "-p", str(opened.tunnel.port), "-U", user, "-f", str(script)]
+    return await asyncio.create_subprocess_exec(
+        "pgbench",
+        *argv,
+        *options,
+        "postgres",
+        env=os.environ | {"PGPASSWORD": password, "PGSSLMODE": "disable"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+def processed(said):
+    return int(re.search(rb"transactions actually processed: (\d+)", said)[1])
+
+
+async def test_of_eight_clients_only_what_was_in_flight_is_lost_when_sshd_restarts(
+    openssh, contract_plane, pool18, tmp_path
+):
+    """And who comes while it is away, or after, loses nothing."""
+    needs_program("pgbench")
+    script = tmp_path / "script.sql"
+    script.write_text(f"INSERT INTO {LEDGER} DEFAULT VALUES;\n")
+    rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
     opened = await rig.open(V1_HASH)
-    lost, done, over = [], [0] * 8, asyncio.Event()
-
-    async def work(number):
-        while not over.is_set():
-            connection = await rig.connect(opened)
-            try:
-                while not over.is_set():
-                    await connection.execute("SELECT pg_sleep(0.01)")
-                    done[number] += 1
-            except psycopg.OperationalError:
-                lost.append(number)
-            finally:
-                await connection.close()
-
-    async with asyncio.TaskGroup() as workers:
-        for number in range(8):
-            workers.create_task(work(number))
-        await until(lambda: min(done) >= 3, "everybody at work")
-        await rig.host.restart()
-        before = list(done)
-        await until(lambda: all(now >= then + 3 for now, then in zip(done, before, strict=True)), "them at work again")
-        over.set()
-    assert sorted(lost) == list(range(8))
+    with ledger(pool18) as rows:
+        async with told(rig) as events, asyncio.timeout(60):
+            before = await pgbench(rig, opened, script, "-T", "60")
+            await until(lambda: rows() >= 50, "everybody at work", within_s=20)
+            await openssh.stop()
+            said, _ = await before.communicate()
+            assert before.returncode != 0
+            done = rows()
+            assert processed(said) <= done <= processed(said) + 8
+            after = await pgbench(rig, opened, script, "-t", "20")
+            await until(lambda: rig.up.show(V1_HASH).traffic.relays > 0, "clients to wait")
+            await openssh.start()
+            said, complained = await after.communicate()
+        assert (after.returncode, processed(said)) == (0, 8 * 20), complained.decode()
+        assert rows() - done == 8 * 20
+        assert "client_refused" not in events.names
+    await rig.close()
 
 
 async def test_a_container_that_comes_back_at_another_address_is_found_at_once(rig, pool18):
@@ -167,6 +225,22 @@ async def test_a_container_that_comes_back_at_another_address_is_found_at_once(r
     assert rig.up.show("yeastcoast").upstream == f"127.0.0.1:{pool18.port}"
 
 
+async def test_upstream_is_located_again_after_a_reconnect(faulty_rig, pool18):
+    """Over one connection a name stays a name, which sshd resolves; behind the next host it may be none."""
+    container = f"flux-{V1_HASH}-yeastcoast-db"
+    faulty_rig.host.forget(container)
+    faulty_rig.host.know_name(container, pool18.port)
+    opened = await faulty_rig.open(V1_HASH)
+    assert (opened.tunnel.resolution_method, await faulty_rig.ask(opened)) == ("getent", "postgres")
+    faulty_rig.host.forget(container)
+    faulty_rig.host.know_container(container, pool18.port)
+    faulty_rig.host.proxy.cut()
+    async with told(faulty_rig) as events:
+        assert await faulty_rig.ask(opened) == "postgres"
+        assert faulty_rig.up.show(V1_HASH).resolution_method == "docker_inspect"
+        assert "client_refused" not in events.names
+
+
 async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
     container = f"flux-{V1_HASH}-yeastcoast-db"
     async with fault_proxy(pool18.port, host="127.0.0.2", port=pool18.port):
@@ -179,26 +253,56 @@ async def test_where_nobody_listens_anywhere_a_client_is_told(rig, pool18):
     assert events.problem("client_refused").code.startswith("upstream_")
 
 
-async def test_a_dead_host_is_nothing_to_the_tunnels_of_another(faulty_rig, contract_plane, pool18):
-    """The second tunnel goes to the same sshd by a way of its own."""
-    async with fault_proxy(faulty_rig.host.proxy.behind) as other_way:
-        dead = await faulty_rig.open(V1_HASH)
-        faulty_rig.host.port = other_way.port
-        faulty_rig.host.write_known_hosts()
-        contract_plane.ssh["sshPort"] = other_way.port
-        faulty_rig.add("millstone", "0c0c0c0", "v1_dedicated")
-        alive = await faulty_rig.open("0c0c0c0")
-        async with await faulty_rig.connect(alive) as connection:
-            faulty_rig.host.proxy.stall()
-            asking = asyncio.create_task(faulty_rig.ask(dead))
+@contextlib.asynccontextmanager
+async def dead(host, manner):
+    """*host*, an sshd behind a fault proxy, is."""
+    if manner == "blackholed":
+        host.proxy.stall()
+    elif manner == "refusing":
+        await host.proxy.refuse()
+        host.proxy.cut()
+    else:
+        host.freeze()
+    try:
+        yield
+    finally:
+        host.proxy.flow()
+        await host.proxy.accept()
+        host.thaw()
+
+
+@pytest.mark.parametrize("manner", ["blackholed", "refusing", "stopped"])
+async def test_of_two_hosts_one_is_dead_and_tunnels_of_the_other_notice_nothing(
+    openssh, ssh_home, contract_plane, pool18, tmp_path, manner
+):
+    (ssh_home / "other").mkdir()
+    async with serving(OpenSSH(ssh_home / "other")) as other, fault_proxy(openssh.port) as proxy:
+        openssh.proxy, openssh.port = proxy, proxy.port
+        openssh.write_known_hosts()
+        rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
+        rig.settings = replace(rig.settings, ssh_keepalive_s=0.3)
+        lost = await rig.open(V1_HASH)
+        rig.host = other
+        contract_plane.ssh["sshPort"] = other.port
+        rig.add("millstone", "0c0c0c0", "v1_dedicated")
+        alive = await rig.open("0c0c0c0")
+        async with told(rig) as events, await rig.connect(alive) as connection, dead(openssh, manner):
+            waiting = [asyncio.create_task(rig.ask(lost)) for _ in range(10)]
+            await events.happens("host_lost", within_s=5)
             for _ in range(20):
                 async with asyncio.timeout(2):
-                    assert await faulty_rig.ask(alive) == "postgres"
                     await connection.execute("SELECT 1")
-            assert not asking.done()
-            faulty_rig.host.proxy.flow()
-            async with asyncio.timeout(30):
-                assert await asking == "postgres"
+                    assert await rig.ask(alive) == "postgres"
+            assert rig.up.show("0c0c0c0").state == "up"
+            assert rig.up.show(V1_HASH).state == "reconnecting"
+            assert not any(one.done() for one in waiting)
+            about_the_other = {
+                event.name for event, _ in events.events if (event.host and event.host.port) == other.port
+            }
+            assert about_the_other == set()
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*waiting) == ["postgres"] * 10
+        await rig.close()
 
 
 # ------------------------------------------------------ the host connection alone
@@ -304,9 +408,9 @@ async def test_a_connection_that_died_in_our_sleep_is_noticed_within_2_s_of_waki
 async def test_a_connection_that_lived_through_our_sleep_stays(sleepy_rig):
     opened = await sleepy_rig.open(V1_HASH)
     async with told(sleepy_rig) as events, await sleepy_rig.connect(opened) as connection:
-        for _ in range(3):
+        for _ in range(2):
             sleepy_rig.clock.slept_s += 600.0
-            await asyncio.sleep(1.2)  # past the look that sees it
+            await asyncio.sleep(TICK_S + ANSWERS_S)  # past the look that sees it, and the time to answer
         await connection.execute("SELECT 1")
         [host] = sleepy_rig.up.hosts()
         assert host.state == "up"
@@ -419,6 +523,73 @@ async def test_a_doubted_connection_ends_by_keepalives_where_no_other_can_be_mad
         assert host.generation == 2
 
 
+class Boundless(asyncssh.SSHServer):
+    """Promises to take a gigabyte at once on every channel; it opens them while `opens` is set."""
+
+    opens: asyncio.Event
+    waiting = 0
+
+    def connection_made(self, conn):
+        self._connection = conn
+
+    def connection_requested(self, *_):
+        return self._connection.create_tcp_channel(window=1 << 30), self._session()
+
+    async def _session(self):
+        Boundless.waiting += 1
+        await self.opens.wait()
+        Boundless.waiting -= 1
+        return asyncssh.SSHTCPSession()
+
+
+@contextlib.asynccontextmanager
+async def boundless(furniture):
+    """*furniture* names such a host, behind a fault proxy."""
+    keys = asyncssh.import_authorized_keys(furniture.client_key.export_public_key().decode())
+    Boundless.opens = asyncio.Event()
+    Boundless.opens.set()
+    server = await asyncssh.create_server(
+        Boundless, "127.0.0.1", 0, server_host_keys=[furniture.host_key], authorized_client_keys=keys
+    )
+    async with server, fault_proxy(server.get_port()) as proxy:
+        furniture.proxy, furniture.port = proxy, proxy.port
+        furniture.write_known_hosts()
+        yield
+
+
+async def all_that_is_taken(forward, writer):
+    """How much of 64 MB, and of what there was before."""
+    for _ in range(64):
+        writer.write(bytes(1 << 20))
+    before = -1
+    while before != forward.bytes_up:
+        before = forward.bytes_up
+        await asyncio.sleep(0.3)
+    return before
+
+
+async def test_what_a_host_does_not_take_stays_with_the_clients(embedded):
+    """However much it promised to take: a link on which nothing passes does not fill our memory."""
+    how = Dialling(config=os.devnull)
+    async with boundless(embedded), forwarded(embedded, how) as (host, forward, _):
+        _, first = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: host.channels == 1, "the channel")
+        Boundless.opens.clear()
+        _, second = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: Boundless.waiting == 1, "the question for another")
+        embedded.proxy.stall("up")
+        taken = await all_that_is_taken(forward, first)
+        assert taken < 24 << 20
+        # Its channel opens when nobody can send any more; but for what it may say before that, it waits as well.
+        Boundless.opens.set()
+        await until(lambda: host.channels == 2, "the other channel")
+        assert await all_that_is_taken(forward, second) < taken + (1 << 20)
+        embedded.proxy.flow()
+        await until(lambda: forward.bytes_up == 128 << 20, "the rest to pass", within_s=30)
+        for writer in (first, second):
+            writer.transport.abort()
+
+
 async def test_latency_only_delays(faulty_ssh):
     async with forwarded(faulty_ssh, QUICK) as (_, forward, happened):
         faulty_ssh.proxy.latency_s = 0.1
@@ -427,11 +598,11 @@ async def test_latency_only_delays(faulty_ssh):
 
 
 async def test_a_connection_that_nobody_uses_is_closed_and_comes_back_with_the_next_client(rig):
-    rig.settings = replace(rig.settings, ssh_idle_s=1.5)
+    rig.settings = replace(rig.settings, ssh_idle_s=0.6)
     opened = await rig.open(V1_HASH)
     [host] = rig.up._hosts.values()
     async with await rig.connect(opened) as connection:
-        used_until = rig.clock.now() + 3
+        used_until = rig.clock.now() + 1.2
         await until(lambda: rig.clock.now() > used_until, "twice the time that it may idle")
         assert (host.state, host.generation) == ("up", 1)
         await connection.execute("SELECT 1")
