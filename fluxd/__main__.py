@@ -44,6 +44,12 @@ DRAIN_WITHIN_S: Final = 20.0
 ANSWERS_WITHIN_S: Final = 2.0
 BACKLOG: Final = 128
 
+EXAMPLES: Final = (
+    ("fluxd", "what `fluxctl` starts by itself"),
+    ("fluxd --log-level debug --log-format json", "what happens, an object a line"),
+    ("FLUXD_CONFIG_DIR=/tmp/try fluxd --check-config", "a configuration, before it counts"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `fluxd` command. Exit codes: 0 stopped when told, else that of the problem (see core.errors)."""
@@ -72,7 +78,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fluxd",
         description="Keeps tunnels to private databases open; fluxctl talks to it. Runs in the foreground.",
-        epilog="The socket is $FLUXD_SOCKET, else fluxd/fluxd.sock in your runtime directory.",
+        epilog="\n".join(
+            [
+                "The socket is $FLUXD_SOCKET, else fluxd/fluxd.sock in your runtime directory.",
+                "",
+                "examples:",
+                *(f"  {line:<48}# {says}" for line, says in EXAMPLES),
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fluxd {VERSION}")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
