@@ -238,6 +238,7 @@ class Client:
         try:
             with self._connect(within_s or self._answer_within_s) as connection:
                 connection.send(asked)
+                connection.await_answer(method, target)
                 return Answer(connection).json()
         except Garbled as error:
             raise _unusable(error) from error

@@ -18,7 +18,7 @@ except ImportError:  # not CPython
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any, Self
 
 # Of the socket's contract; the daemon refuses another one than its own.
@@ -29,6 +29,8 @@ LARGEST_HEAD = 64 * 1024
 LARGEST_BODY = 32 * 1024 * 1024
 LARGEST_LINE = 8 * 1024 * 1024
 _READ_AT_ONCE = 64 * 1024
+# After so long a person at a terminal is told what takes so long.
+SILENT_S = 1.0
 
 
 class NobodyThere(Exception):
@@ -50,6 +52,7 @@ class Connection:
         """
         self._socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
         self._early = b""
+        self._answer_within_s = answer_within_s
         try:
             self._socket.settimeout(CONNECT_WITHIN_S)
             self._socket.connect(path)
@@ -89,13 +92,39 @@ class Connection:
         except OSError as error:
             raise Garbled(f"fluxd takes no request: {error}") from error
 
+    def await_answer(self, method: str, target: str) -> None:
+        """
+        Return when something can be read, or the other side is gone. Says on a terminal what it waits for, if long.
+
+        Raises:
+            Garbled: nothing came in time.
+        """
+        self._socket.settimeout(min(SILENT_S, self._answer_within_s))
+        try:
+            self._early = self._read()
+        except TimeoutError:
+            from fluxctl import waiting  # noqa: PLC0415 - only when it takes long
+
+            self._early = self._in_time(
+                lambda: waiting.until_read(self._read, method, target, self._answer_within_s - SILENT_S)
+            )
+        except OSError:
+            return  # reading on will tell
+        self._socket.settimeout(self._answer_within_s)
+
     def read_some(self) -> bytes:
         """The next bytes, b"" at the end."""
         if self._early:
             data, self._early = self._early, b""
             return data
+        return self._in_time(self._read)
+
+    def _read(self) -> bytes:
+        return self._socket.recv(_READ_AT_ONCE)
+
+    def _in_time(self, read: Callable[[], bytes]) -> bytes:
         try:
-            return self._socket.recv(_READ_AT_ONCE)
+            return read()
         except TimeoutError as error:
             raise Garbled("fluxd did not answer in time") from error
         except ConnectionResetError:

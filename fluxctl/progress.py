@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _EVERY_S = 0.2
+_WORTH_A_WORD_S = 1.0
 
 
 class Meter:
@@ -42,6 +43,11 @@ class Meter:
             self._last, self._shown = now, True
             sys.stderr.write(f"\r\x1b[K{screen.INDENT}{printable(words)}")
             sys.stderr.flush()
+
+    def show_time(self, words: str) -> None:
+        """How long it takes already, once that is worth a word."""
+        if self.took_s >= _WORTH_A_WORD_S:
+            self.show(f"{words} … {self.took_s:.0f} s")
 
     def bytes(self, done: int, total: int | None = None) -> None:
         """Bytes so far, the rate, and of how many."""

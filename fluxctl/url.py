@@ -6,8 +6,6 @@ User and password are percent-decoded, the database is the path as it stands, th
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
-
 from fluxctl.problem import Problem
 
 FIELDS = ("user", "password", "database", "host", "port", "url")
@@ -20,6 +18,8 @@ def parsed(url: str) -> dict[str, str]:
     Raises:
         Problem: plane_answer_invalid; its text holds nothing of *url*.
     """
+    from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - it costs a start; most commands take none apart
+
     try:
         parts = urlsplit(url)
         port = parts.port or 5432

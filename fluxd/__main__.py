@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Final
@@ -44,6 +45,14 @@ DRAIN_WITHIN_S: Final = 20.0
 ANSWERS_WITHIN_S: Final = 2.0
 BACKLOG: Final = 128
 
+_FLAGS: Final = {"log_level": "--log-level", "log_format": "--log-format", "token_file": "--token-file"}
+EXAMPLES: Final = (
+    ("fluxd", "what `fluxctl` starts by itself"),
+    ("fluxd --log-level debug --log-format json", "what happens, an object a line"),
+    ("fluxd --token-file ~/.config/fluxd/tokens", "where there is no keyring"),
+    ("FLUXD_CONFIG_DIR=/tmp/try fluxd --check-config", "a configuration, before it counts"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `fluxd` command. Exit codes: 0 stopped when told, else that of the problem (see core.errors)."""
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(
             chosen.log_level, chosen.log_format, journald=journald, directory=None if journald else chosen.log_dir
         )
-        asyncio.run(serve(chosen))
+        asyncio.run(serve(chosen, partial(_chosen, asked)))
     except FluxError as error:
         _say(error)
         return error.exit_code
@@ -72,18 +81,33 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fluxd",
         description="Keeps tunnels to private databases open; fluxctl talks to it. Runs in the foreground.",
-        epilog="The socket is $FLUXD_SOCKET, else fluxd/fluxd.sock in your runtime directory.",
+        epilog="\n".join(
+            [
+                "The socket is $FLUXD_SOCKET, else fluxd/fluxd.sock in your runtime directory.",
+                "",
+                "examples:",
+                *(f"  {line:<48}# {says}" for line, says in EXAMPLES),
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fluxd {VERSION}")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
     parser.add_argument("--log-format", choices=["text", "json"], help="default: text")
+    parser.add_argument("--token-file", type=_absolute, metavar="PATH", help="logins there (0600), not in the keyring")
     parser.add_argument("--check-config", action="store_true", help="read the settings, say what is wrong, and leave")
     return parser.parse_args(argv)
 
 
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
 def _chosen(asked: argparse.Namespace) -> Settings:
-    given = {name: getattr(asked, name) for name in ("log_level", "log_format") if getattr(asked, name)}
-    return replace(settings.load(), **given)
+    """What environment and file say, except where the command line says otherwise."""
+    read = settings.load()
+    given = {name: value for name in _FLAGS if (value := getattr(asked, name))}
+    return replace(read, **given, sources={**read.sources, **{name: _FLAGS[name] for name in given}})
 
 
 def _say(error: FluxError) -> None:
@@ -91,14 +115,14 @@ def _say(error: FluxError) -> None:
     sys.stderr.write("\n  ".join(line for line in lines if line) + "\n")
 
 
-async def serve(chosen: Settings) -> None:
+async def serve(chosen: Settings, read_again: Callable[[], Settings]) -> None:
     """
-    Serve until SIGTERM or SIGINT, then leave nothing behind.
+    Serve until SIGTERM or SIGINT, then leave nothing behind. At SIGHUP *read_again* says what is chosen from then on.
 
     Raises:
         FluxdAlreadyRunning, SocketUnsafe: nothing was started.
     """
-    stop = _on_signals()
+    stop, again = _on_signals()
     path = _socket_path()
     manager = Manager.of(os.environ)
     claim = safesocket.claim(path, _activated(manager, path))
@@ -107,7 +131,7 @@ async def serve(chosen: Settings) -> None:
             reload = await _put_together(organs, chosen, claim, manager)
             manager.ready("serving")
             log.info("fluxd %s serves %s", VERSION, path)
-            await _until_stopped(stop, reload, manager)
+            await _until_stopped(stop, again, partial(_reload, read_again, reload), manager)
             manager.stopping()
             log.info("stopping")
     finally:
@@ -198,10 +222,10 @@ async def _put_together(
     return apply
 
 
-async def _until_stopped(stop: asyncio.Event, apply: Callable[[Settings], Awaitable[None]], manager: Manager) -> None:
-    """Wait for *stop*; on SIGHUP read the settings again. A mistake in them leaves everything as it was."""
-    again = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, again.set)
+async def _until_stopped(
+    stop: asyncio.Event, again: asyncio.Event, reload: Callable[[], Awaitable[None]], manager: Manager
+) -> None:
+    """Wait for *stop*, and *reload* whenever *again* is set."""
     stopping = asyncio.ensure_future(stop.wait())
     while not stop.is_set():
         asked = asyncio.ensure_future(again.wait())
@@ -209,13 +233,14 @@ async def _until_stopped(stop: asyncio.Event, apply: Callable[[Settings], Awaita
         asked.cancel()
         if again.is_set() and not stop.is_set():
             again.clear()
-            await _reload(apply)
+            await reload()
             manager.ready("serving")
 
 
-async def _reload(apply: Callable[[Settings], Awaitable[None]]) -> None:
+async def _reload(read: Callable[[], Settings], apply: Callable[[Settings], Awaitable[None]]) -> None:
+    """A mistake in the settings leaves everything as it was."""
     try:
-        changed = settings.load()
+        changed = read()
     except FluxError as error:
         log.error("the settings were not read again: %s", error.message)  # noqa: TRY400 - a user's mistake has no trace
         return
@@ -268,9 +293,13 @@ async def _alongside(*works: Coroutine[None, None, None]) -> AsyncIterator[None]
             task.cancel()
 
 
-def _on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second one ends the process as if we had never asked."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """
+    The first is set by SIGTERM or SIGINT, the second by SIGHUP, which must not end a daemon that is still starting.
+
+    A second SIGTERM or SIGINT ends the process as if we had never asked.
+    """
+    stop, again, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def stopping(number: signal.Signals) -> None:
         if stop.is_set():
@@ -280,7 +309,8 @@ def _on_signals() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping, number)
-    return stop
+    loop.add_signal_handler(signal.SIGHUP, again.set)
+    return stop, again
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ LEAST_PAUSE_S: Final = 0.5
 class Opens(Protocol):
     """What this needs of the supervisor."""
 
-    async def listen_for(self, request: wire.OpenTunnel, api_base: str, knocked: Callable[[], None]) -> Door | None: ...
+    async def listen_for(
+        self, request: wire.OpenTunnel, api_base: str, knocked: Callable[[], None]
+    ) -> Tunnel | Door | None: ...
     async def declare(self, request: wire.OpenTunnel, caller: Caller) -> Tunnel: ...
     async def undeclare(self, door: Door) -> None: ...
     async def close(self, name: str) -> wire.TunnelClosed: ...
@@ -124,14 +126,17 @@ class Declared:
                 await self._hurry.wait()
 
     async def _declare(self, one: DeclaredTunnel) -> Tunnel:
-        await self._listen(one)
+        found = await self._listen(one)
+        if isinstance(found, Tunnel):
+            return found
         caller = await self._tokens.resolve(wire.Plane(api_base=one.api_base))
         return await self._tunnels.declare(_request(one), caller)
 
-    async def _listen(self, one: DeclaredTunnel) -> None:
-        door = await self._tunnels.listen_for(_request(one), self._base(one), self._hurry.set)
-        if door is not None:
-            self._doors[one] = door
+    async def _listen(self, one: DeclaredTunnel) -> Tunnel | Door | None:
+        found = await self._tunnels.listen_for(_request(one), self._base(one), self._hurry.set)
+        if isinstance(found, Door):
+            self._doors[one] = found
+        return found
 
     def _base(self, one: DeclaredTunnel) -> str:
         return self._tokens.base(wire.Plane(api_base=one.api_base))

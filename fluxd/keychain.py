@@ -187,7 +187,7 @@ def _keyring() -> KeyringBackend:
         raise KeyringUnavailable(
             "This machine has no system keyring.",
             hint="Set FLUX_API_TOKEN, or have the daemon keep logins in a file of mode 0600: `token_file` in its "
-            "config.toml, or FLUXD_TOKEN_FILE. Nothing was stored in clear text.",
+            "config.toml, FLUXD_TOKEN_FILE or `fluxd --token-file`. Nothing was stored in clear text.",
         )
     return ring
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 if missing := [name for name in ("asyncpg", "cryptography") if importlib.util.find_spec(name) is None]:
     sys.exit(f"fluxplane needs {' and '.join(missing)}: pip install 'flux-db-access[plane]'")
 
-from fluxplane import access, api, audit, bastion, catalogue, doctor, pool, registry, roles
+from fluxplane import access, api, audit, bastion, catalogue, doctor, examples, pool, registry, rekey, roles
 from fluxplane.backups import jobs
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import Refusal
@@ -70,10 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     _token(_group(commands, "token", "their tokens"))
     _project(_group(commands, "project", "their projects"))
     _pool(_group(commands, "pool", "the shared Postgres of v2 projects"))
+    _key(_group(commands, "key", "the key that seals secrets: how to change it"))
     _bastion(commands)
     if importlib.util.find_spec("fluxplane.lab.cli"):
         importlib.import_module("fluxplane.lab.cli").add(commands)
+    _show_examples(parser)
     return parser
+
+
+def _show_examples(parser: argparse.ArgumentParser) -> None:
+    """In the help of *parser*, and of every one below it."""
+    parser.epilog, parser.formatter_class = examples.of(parser.prog), argparse.RawDescriptionHelpFormatter
+    for one in below(parser):
+        _show_examples(one)
+
+
+def below(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of its commands; none for a command that has none."""
+    groups = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
+    return [one for choices in groups for one in choices.values()]
 
 
 def _command(commands: Any, word: str, run: Run, help_: str) -> argparse.ArgumentParser:
@@ -130,6 +145,12 @@ def _pool(commands: Any) -> None:
     prepare.add_argument("--dry-run", action="store_true", help="only print what would change")
     prepare.add_argument("--functions-only", action="store_true", help="install the functions, close nothing")
     prepare.add_argument("--allow", action="append", default=[], metavar="ROLE", help="a login that keeps its access")
+
+
+def _key(commands: Any) -> None:
+    _command(commands, "add", _add_key, "make the next key, for every replica to know before it is used")
+    _command(commands, "rotate", _rotate_key, "use the next key from now on, and seal everything with it")
+    _command(commands, "prune", _prune_keys, "forget the keys that nothing needs any more")
 
 
 def _bastion(commands: Any) -> None:
@@ -298,6 +319,21 @@ async def _prepare(arguments: argparse.Namespace) -> int:
             allow=tuple(arguments.allow),
         )
     return _print_changes(changes)
+
+
+async def _add_key(_: argparse.Namespace) -> int:
+    print(rekey.add(_settings()))
+    return 0
+
+
+async def _rotate_key(_: argparse.Namespace) -> int:
+    print(await rekey.rotate(_settings()))
+    return 0
+
+
+async def _prune_keys(_: argparse.Namespace) -> int:
+    print(await rekey.prune(_settings()))
+    return 0
 
 
 async def _bastion_config(arguments: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ async def begin(store: Catalogue, limits: Limits, actor: Actor, project: Project
         if known := await _get(link, grant_id):
             return _same(known, actor, project, ask), False
         await _within_caps(link, limits, actor, project)
-        return await _insert(link, grant_id, actor, project, ask), True
+        return await _insert(link, grant_id, store.keys.nonce(), actor, project, ask), True
 
 
 def _same(known: Row, actor: Actor, project: Project, ask: Ask) -> Row:
@@ -127,7 +127,7 @@ async def _within_caps(link: Any, limits: Limits, actor: Actor, project: Project
             )
 
 
-async def _insert(link: Any, grant_id: str, actor: Actor, project: Project, ask: Ask) -> Row:
+async def _insert(link: Any, grant_id: str, nonce: bytes, actor: Actor, project: Project, ask: Ask) -> Row:
     while True:
         username = policy.temporary_username(ask.access, project.hash, secrets.token_hex(4))
         row = await link.fetchrow(
@@ -143,7 +143,7 @@ async def _insert(link: Any, grant_id: str, actor: Actor, project: Project, ask:
             actor.token_id,
             username,
             ask.access,
-            secrets.token_bytes(16),
+            nonce,
             ask.ttl_s,
             policy.MAX_TTL_S,
             min(MINTING_AT_MOST_S, ask.ttl_s),

@@ -320,7 +320,7 @@ def _row(store: Catalogue, new: NewProject, user_id: uuid.UUID) -> dict[str, Any
         "api_schema": schema,
         "description": new.description,
         "sealed_jwt_secret": store.keys.seal(
-            new.jwt_secret or Secret(secrets.token_hex(32)), purpose=_purpose("jwt", project_id)
+            new.jwt_secret or Secret(secrets.token_hex(32)), purpose=sealed_for("jwt", project_id)
         ),
     }
     return common | (_dedicated(store, new, project_id) if new.mode == V1 else {})
@@ -337,7 +337,7 @@ def _dedicated(store: Catalogue, new: NewProject, project_id: uuid.UUID) -> dict
     return where | {
         "reached_host": parts.hostname,
         "reached_port": parts.port or 5432,
-        "sealed_password": store.keys.seal(password, purpose=_purpose("password", project_id)),
+        "sealed_password": store.keys.seal(password, purpose=sealed_for("password", project_id)),
     }
 
 
@@ -403,10 +403,11 @@ async def jwt_secret(store: Catalogue, project: Project) -> Secret | None:
 async def _unsealed(store: Catalogue, project: Project, which: str) -> Secret | None:
     column = {"password": "sealed_password", "jwt": "sealed_jwt_secret"}[which]
     sealed = await store.db.fetchval(f"SELECT {column} FROM projects WHERE id = $1", project.id)
-    return None if sealed is None else store.keys.unseal(bytes(sealed), purpose=_purpose(which, project.id))
+    return None if sealed is None else store.keys.unseal(bytes(sealed), purpose=sealed_for(which, project.id))
 
 
-def _purpose(which: str, project_id: uuid.UUID) -> str:
+def sealed_for(which: str, project_id: uuid.UUID) -> str:
+    """What a project's secret is sealed for, so that it cannot be moved to another's row."""
     return f"projects/{which}/{project_id}"
 
 

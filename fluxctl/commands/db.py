@@ -7,7 +7,7 @@ Their text is the platform's contract (lines, order and tokens; scripts grep for
 
 from __future__ import annotations
 
-from fluxctl import environment, gui, instant, opening, screen, url
+from fluxctl import environment, gui, opening, screen, url
 from fluxctl.client import Client
 from fluxctl.options import Command
 from fluxctl.problem import Problem
@@ -332,6 +332,8 @@ def _open_tunnel(answer: PlanAnswer, arguments: Arguments) -> Tunnel | None:
 
 
 def _expires(credential: Credential) -> str:
+    from fluxctl import instant  # noqa: PLC0415 - where no role is shown, no instant is
+
     return instant.shown(credential["expires_at"], remaining_s=credential["remaining_s"])
 
 

@@ -13,6 +13,7 @@ from fluxctl import environment
 from fluxctl.client import Client
 from fluxctl.exchange import Connection, NobodyThere
 from fluxctl.problem import Problem
+from fluxctl.progress import Meter
 from fluxd import address
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ STOPS_WITHIN_S = 40.0
 ASKED_WITHIN_S = 90.0
 _ASK_AGAIN_AFTER_S = 0.05
 _ANSWERS_WITHIN_S = 5.0
+_TOLD_EVERY_S = 0.5
 
 
 class Manager(ABC):
@@ -97,11 +99,12 @@ def stop_detached(pid: int) -> str:
     """
     gone = _watch(pid)
     os.kill(pid, signal.SIGTERM)
-    until = time.monotonic() + STOPS_WITHIN_S
-    while not gone():
-        if time.monotonic() > until:
-            raise Problem("service_failed", f"fluxd (pid {pid}) does not stop.")
-        time.sleep(_ASK_AGAIN_AFTER_S)
+    with Meter() as meter:
+        while not gone():
+            if meter.took_s > STOPS_WITHIN_S:
+                raise Problem("service_failed", f"fluxd (pid {pid}) does not stop.")
+            meter.show_time("Stopping fluxd")
+            time.sleep(_ASK_AGAIN_AFTER_S)
     return f"Stopped the fluxd that a command had started (pid {pid})."
 
 
@@ -130,13 +133,28 @@ def ask(argv: Sequence[str], *, may_fail: bool = False) -> str:
     Raises:
         Problem: service_failed, with what it said; with *may_fail* its exit code is passed over.
     """
+    words = " ".join(argv)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=ASKED_WITHIN_S, check=False)
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+            said, complaint = _patiently(asked, words)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Problem("service_failed", f"`{' '.join(argv)}` did not work.", detail=str(error)) from error
-    if done.returncode and not may_fail:
-        raise Problem("service_failed", f"`{' '.join(argv)}` did not work.", detail=done.stderr.strip() or None)
-    return done.stdout
+        raise Problem("service_failed", f"`{words}` did not work.", detail=str(error)) from error
+    if asked.returncode and not may_fail:
+        raise Problem("service_failed", f"`{words}` did not work.", detail=complaint.strip() or None)
+    return said
+
+
+def _patiently(asked: subprocess.Popen[str], words: str) -> tuple[str, str]:
+    """What it says, a terminal being told after a second what takes so long."""
+    with Meter() as meter:
+        while True:
+            try:
+                return asked.communicate(timeout=_TOLD_EVERY_S)
+            except subprocess.TimeoutExpired:
+                if meter.took_s > ASKED_WITHIN_S:
+                    asked.kill()
+                    raise
+                meter.show_time(words)
 
 
 def clear_runtime_dir() -> Iterator[str]:

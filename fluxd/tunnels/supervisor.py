@@ -289,20 +289,24 @@ class Supervisor:
 
     # ------------------------------------------------------------------- declared
 
-    async def listen_for(self, request: wire.OpenTunnel, api_base: str, knocked: Callable[[], None]) -> Door | None:
+    async def listen_for(
+        self, request: wire.OpenTunnel, api_base: str, knocked: Callable[[], None]
+    ) -> Tunnel | Door | None:
         """
         Listen at once for the tunnel that *request* declares, before anybody is asked for its plan.
 
-        None where it is open already, or has no port yet. *knocked* is called when a client has come.
+        The tunnel where it is open already; None where it has no port yet. *knocked* is called when a client has come.
 
         Raises:
+            TunnelOpenDifferently: open, but not as declared.
             PortTaken, TooManyOpenFiles: nothing listens.
         """
         self._must_be_open()
         self._start_ticking()
         place = Place(api_base, request.hash, request.access)
-        if any(_is_at(place, tunnel) for tunnel in self._tunnels.values()):
-            return None
+        for tunnel in self._tunnels.values():
+            if _is_at(place, tunnel):
+                return _kept(tunnel, request)
         return await self._doors.open(place, request, knocked)
 
     async def declare(self, request: wire.OpenTunnel, caller: Caller) -> Tunnel:
@@ -316,11 +320,7 @@ class Supervisor:
         async with self._opening.setdefault((caller.api_base, caller.account, request.hash), asyncio.Lock()):
             tunnel = self._find(caller, request)
             if tunnel is not None and tunnel.life.listening:
-                _same_way(tunnel, request)
-                tunnel.facts.kept, tunnel.caller = True, tunnel.caller or caller
-                tunnel.facts.renew |= request.renew
-                tunnel.remember()
-                return tunnel
+                return _kept(tunnel, request)
             planned = await self._plan(request, caller)
             door = self._door(request, caller, planned)
             if door is not None:
@@ -815,6 +815,20 @@ def _same_way(tunnel: Tunnel, asked: wire.OpenTunnel) -> None:
                 f"and you ask for {want}.",
                 hint=f"Close it first (`fluxctl tunnel close {tunnel.facts.id}`), or ask without the differing option.",
             )
+
+
+def _kept(tunnel: Tunnel, declared: wire.OpenTunnel) -> Tunnel:
+    """
+    *tunnel*, which is open, as the one that is *declared*.
+
+    Raises:
+        TunnelOpenDifferently: it is not.
+    """
+    _same_way(tunnel, declared)
+    tunnel.facts.kept = True
+    tunnel.facts.renew |= declared.renew
+    tunnel.remember()
+    return tunnel
 
 
 def _is_at(place: Place, tunnel: Tunnel) -> bool:

@@ -11,10 +11,15 @@ from tests.furniture.lab import Lab
 from tests.furniture.needs import needs_program
 from tests.furniture.processes import command
 
-FAST = [("tunnel", "list"), ("status",), ("tunnel", "show", "yeastcoast")]
+FAST = [
+    ("tunnel", "list"),
+    ("status",),
+    ("tunnel", "show", "yeastcoast"),
+    ("tunnel", "open", "yeastcoast", "--hash", "ffca33f"),
+    ("list",),
+]
 ANY = [
     ("--help",),
-    ("list",),
     ("db", "access-plan", "yeastcoast", "--hash", "ffca33f"),
     ("db", "password", "yeastcoast", "--hash", "ffca33f"),
     ("config", "show"),

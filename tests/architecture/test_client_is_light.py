@@ -27,5 +27,5 @@ def test_the_client_loads_nothing_but_the_standard_library(module):
 
 
 def test_tunnel_and_status_load_next_to_nothing():
-    loaded = loaded_by("import fluxctl.__main__, fluxctl.commands.tunnel, fluxctl.gui")
+    loaded = loaded_by("import fluxctl.__main__, fluxctl.commands.tunnel, fluxctl.commands.db, fluxctl.gui")
     assert loaded & FAST - loaded_by("pass") == set()

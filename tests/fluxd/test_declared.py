@@ -125,6 +125,18 @@ def test_before_a_login_a_client_waits_at_the_port_and_is_served_as_soon_as_some
     assert notices(home) == []
 
 
+def test_who_opens_it_with_a_token_of_their_own_gets_its_port_and_serves_those_who_wait(home: Home):
+    home.declare(table(home.lab, "yeastcoast", home.port()))
+    home.start()
+    env = home.env | {"FLUX_API_TOKEN": token(home)}
+    with home.connecting(home.port(), "postgres", home.password("yeastcoast")) as asked:
+        wait_until(lambda: notices(home), "a notice")
+        opened = home.daemon.flux_json("tunnel", "open", "yeastcoast", "--hash", "ffca33f", env=env)
+        assert opened["tunnel"]["port"] == home.port()
+        assert asked.communicate(timeout=30) == ("postgres\n", "")
+    wait_until(lambda: notices(home) == [], "the notice's end")
+
+
 def test_a_client_that_waited_in_vain_is_sent_away_and_the_events_say_why(home: Home):
     home.declare(table(home.lab, "yeastcoast", home.port()))
     home.start(FLUXD_CLIENT_WAITS_S="1")

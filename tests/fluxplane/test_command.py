@@ -137,6 +137,67 @@ async def test_a_revoked_token_is_refused_at_once(operator: Operator):
     operator.run("token", "revoke", "nonsense", code=2)
 
 
+async def test_the_key_is_changed_while_two_replicas_serve_and_nothing_is_lost(operator: Operator, tmp_path: Path):
+    token = keychain.Secret(set_up(operator))
+    url = tmp_path / "url"
+    url.write_text("postgres://postgres:s3cret-v1@127.0.0.1:1/postgres\n")
+    new = ("project", "create", "--user", USER, "--hash")
+    operator.run(*new, "aaaaaa1", "--slug", "one", "--mode", "v1_dedicated", "--postgres-url", str(url))
+    operator.run(*new, "aaaaaa2", "--slug", "two", "--mode", "v2_shared")
+    path = Path(operator.env["FLUXPLANE_KEY_FILE"])
+    first = path.read_text().strip()
+    settings = dataclasses.replace(operator.settings, key_file=path, key=None)
+
+    def run(*words: str, code: int = 0) -> str:
+        return operator.run("key", *words, code=code)
+
+    async def serves(ada: Caller, grant_id: str) -> str:
+        """The v1 password is there, and the same grant has the same password."""
+        answer = await ada.get("/api/cli/v1/projects/aaaaaa1/credentials")
+        assert "s3cret-v1" in answer.body["postgresConnectionString"]
+        minted = await ada.mint("aaaaaa2", grantId=grant_id)
+        assert minted.status == 200, minted.body
+        return str(minted.body["password"])
+
+    before, after = "1" * 32, "2" * 32
+    assert "There is no next key" in await asyncio.to_thread(run, "rotate", code=1)
+    await asyncio.to_thread(run, "add")
+    assert "already" in await asyncio.to_thread(run, "add")
+    async with serving(settings, token) as restarted:
+        password = await serves(restarted, before)
+        assert "3 secrets are sealed with the new key" in await asyncio.to_thread(run, "rotate")
+        # It knew the next key before that was used.
+        assert await serves(restarted, before) == password
+        async with serving(settings, token) as renewed:
+            assert await serves(renewed, before) == password
+            assert await serves(renewed, after) == await serves(restarted, after)
+            # The role that is live had its password from the old key.
+            assert "0 keys removed. 1 older ones are still needed." in await asyncio.to_thread(run, "prune")
+            await renewed.ask("DELETE", f"/api/cli/v1/grants/{before}")
+            assert await asyncio.to_thread(run, "prune") == "1 keys removed."
+            await renewed.ask("DELETE", f"/api/cli/v1/grants/{after}")
+    assert first not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with serving(settings, token) as ada:
+        await serves(ada, "3" * 32)
+        await ada.ask("DELETE", f"/api/cli/v1/grants/{'3' * 32}")
+
+
+def test_a_rotation_that_broke_off_goes_on(operator: Operator):
+    set_up(operator)
+    operator.run("project", "create", "--user", USER, "--slug", "two", "--mode", "v2_shared")
+    path = Path(operator.env["FLUXPLANE_KEY_FILE"])
+    operator.run("key", "add")
+    keychain.take_next(path)
+    assert "1 secrets are sealed with the new key" in operator.run("key", "rotate")
+    assert operator.run("key", "prune") == "1 keys removed."
+
+
+def test_a_key_in_the_environment_is_not_changed_by_a_command(operator: Operator):
+    said = operator.run("key", "add", code=1, FLUXPLANE_KEY=keychain.new_key().reveal())
+    assert "FLUXPLANE_KEY_FILE" in said
+
+
 def test_everything_may_be_run_again(operator: Operator):
     set_up(operator)
     assert operator.run("migrate") == "Nothing to change."

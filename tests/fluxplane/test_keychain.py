@@ -39,11 +39,28 @@ def test_a_sealed_secret_cannot_be_moved_damaged_or_read_with_another_key():
 
 
 def test_a_grants_password_is_the_same_each_time_and_nobody_elses():
-    assert KEYS.password("a" * 32, b"n") == KEYS.password("a" * 32, b"n")
-    assert KEYS.verifier("a" * 32, b"n") == KEYS.verifier("a" * 32, b"n")
-    others = [KEYS.password("b" * 32, b"n"), KEYS.password("a" * 32, b"m"), OTHER.password("a" * 32, b"n")]
-    assert KEYS.password("a" * 32, b"n") not in others
-    assert len(KEYS.password("a" * 32, b"n").reveal()) == 32
+    nonce = KEYS.nonce()
+    assert KEYS.password("a" * 32, nonce) == KEYS.password("a" * 32, nonce)
+    assert KEYS.verifier("a" * 32, nonce) == KEYS.verifier("a" * 32, nonce)
+    others = [
+        KEYS.password("b" * 32, nonce),
+        KEYS.password("a" * 32, KEYS.nonce()),
+        OTHER.password("a" * 32, OTHER.nonce()),
+    ]
+    assert KEYS.password("a" * 32, nonce) not in others
+    assert len(KEYS.password("a" * 32, nonce).reveal()) == 32
+    with pytest.raises(OperatorError):
+        OTHER.password("a" * 32, nonce)
+
+
+def test_with_several_keys_the_first_seals_and_each_opens_what_was_its_own():
+    both = Keychain(b"o" * 32, b"k" * 32)
+    nonce = KEYS.nonce()
+    assert both.unseal(KEYS.seal(Secret("pw"), purpose="p"), purpose="p").reveal() == "pw"
+    assert OTHER.unseal(both.seal(Secret("pw"), purpose="p"), purpose="p").reveal() == "pw"
+    assert both.password("a" * 32, nonce) == KEYS.password("a" * 32, nonce)
+    assert not both.is_current(nonce)
+    assert both.is_current(both.nonce())
 
 
 def test_postgres_takes_our_verifier_for_the_password(each_postgres: Server):

@@ -49,11 +49,12 @@ class Daemon:
         where = {"FLUXD_SOCKET": str(self.socket), "FLUXD_FIRST_PORT": str(self.first_port)}
         self.environment = clean_environment(home, **directories, **where)
 
-    def start(self, **environment: str) -> None:
+    def start(self, *words: str, **environment: str) -> None:
+        """`fluxd WORDS…` with *environment* besides its own."""
         assert not any(name.startswith("FLUX_") for name in self.environment)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [command("fluxd")],
+                [command("fluxd"), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

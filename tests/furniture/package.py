@@ -1,5 +1,6 @@
-"""The package as people get it: an sdist, the wheel built from it, and a clean virtual environment with that wheel."""
+"""The package as people get it: an sdist, the wheel built from it, and that wheel installed by uv or by pip."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,11 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Package:
-    """`scripts` is the clean environment's bin directory; everyone may enter it."""
+    """`scripts` is the directory of its commands, in a clean environment; everyone may enter it."""
 
     sdist: Path
     wheel: Path
     scripts: Path
+
+    def upgrade(self) -> None:
+        """Installed anew, as a later version is."""
+        _install(self.wheel)
 
 
 @pytest.fixture(scope="session")
@@ -32,27 +37,30 @@ def package() -> Iterator[Package]:
         with tarfile.open(sdist) as archive:
             archive.extractall(place, filter="data")
         wheel = _built(place / sdist.name.removesuffix(".tar.gz"), "wheel", place)
-        environment = place / "venv"
-        _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
-        _install(wheel, environment / "bin/python")
-        yield Package(sdist, wheel, environment / "bin")
+        yield Package(sdist, wheel, _install(wheel))
 
 
-def _install(wheel: Path, python: Path) -> None:
-    """With its dependencies in the versions of the lock: from uv's cache, from an index by uv, or by pip."""
-    locked = wheel.parent / "locked.txt"
+def _install(wheel: Path) -> Path:
+    """
+    With its dependencies in the versions of the lock: by `uv tool install` from uv's cache or an index, or by pip.
+
+    Answers where its commands are.
+    """
+    place = wheel.parent
+    locked, scripts, environment = place / "locked.txt", place / "bin", place / "venv"
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     locked.write_text("\n".join(line.removesuffix(" \\") for line in lines if re.match(r"[a-z0-9]", line)))
-    wanted = [f"--constraint={locked}", str(wheel)]
-    uv, pip = BIN / "uv", [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet"]
-    ways = [[str(uv), "pip", "install", "--quiet", f"--python={python}", *more] for more in (["--offline"], [])]
-    said = ""
-    for way in [*ways, pip] if uv.exists() else [pip]:
-        done = subprocess.run([*way, *wanted], capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode == 0:
-            return
-        said += done.stderr
-    raise AssertionError(said)
+    uv = BIN / "uv"
+    where = {"UV_TOOL_DIR": str(place / "tools"), "UV_TOOL_BIN_DIR": str(scripts)}
+    tool = [str(uv), "tool", "install", "--quiet", "--reinstall-package=flux-db-access", f"--python={sys.executable}"]
+    for more in [["--offline"], []] if uv.exists() else []:
+        said = _tried(*tool, *more, f"--constraints={locked}", str(wheel), **where)
+        if said is None:
+            return scripts
+    _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
+    pip = [sys.executable, "-m", "pip", f"--python={environment / 'bin/python'}", "install", "--quiet"]
+    _run(*pip, "--force-reinstall", f"--constraint={locked}", str(wheel))
+    return environment / "bin"
 
 
 def _built(source: Path, target: str, into: Path) -> Path:
@@ -62,5 +70,13 @@ def _built(source: Path, target: str, into: Path) -> Path:
 
 
 def _run(*argv: str, cwd: Path | None = None) -> None:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = _tried(*argv, cwd=cwd)
+    assert said is None, said
+
+
+def _tried(*argv: str, cwd: Path | None = None, **environment: str) -> str | None:
+    """None if it worked, else what it said."""
+    done = subprocess.run(
+        argv, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    return done.stdout + done.stderr if done.returncode else None

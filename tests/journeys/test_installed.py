@@ -1,10 +1,13 @@
 """
-From the built wheel in a clean environment, as a new user: install, log in, open, query, restart, uninstall.
+From the built wheel in a clean environment, as a new user: the README's whole journey, as it stands there.
 
-The README tells this journey; here a person without any privilege takes it, after a real login with a real keyring.
+A person without any privilege takes it, after a real login with a real keyring. Replaced are the two ports, since other
+tests run on this machine too, and `pipx` by what installed the wheel here.
 """
 
-import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +17,9 @@ import pytest
 
 from tests.furniture.lab import Lab
 from tests.furniture.needs import needs_program
-from tests.furniture.package import Package
-from tests.furniture.systemd import UserManager, running_user_manager
+from tests.furniture.package import ROOT, Package
+from tests.furniture.portranges import port_range
+from tests.furniture.systemd import UID, UserManager, running_user_manager
 
 pytestmark = pytest.mark.journey
 
@@ -30,28 +34,63 @@ def mary(package: Package) -> Iterator[UserManager]:
         yield login
 
 
-def test_install_log_in_query_restart_uninstall(mary: UserManager, package: Package, lab: Lab) -> None:
-    whole = mary.shell_of(lab.env)
-    token = whole.pop("FLUX_API_TOKEN")
+class Journey:
+    """The README's blocks, one after the other, in mary's shell."""
+
+    def __init__(self, mary: UserManager, lab: Lab) -> None:
+        text = (ROOT / "README.md").read_text()
+        section = text[text.index("## The whole journey") : text.index("## First journeys")]
+        self.ports = {"15440": str(port_range()), "15441": str(port_range())}
+        self._blocks = iter(re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL))
+        self._mary = mary
+        self._env = {"FLUX_API_BASE": lab.facts["api_base"]}
+
+    def next(self, text_in: str = "") -> str:
+        """What the next block says; the first thing that fails ends it."""
+        lines = [line for line in next(self._blocks).splitlines() if not line.startswith("pipx ")]
+        block = re.sub("1544[01]", lambda port: self.ports[port[0]], "\n".join(lines))
+        return self._mary.run("sh", "-euc", block, env=self._env, text_in=text_in).stdout
+
+    def over(self) -> bool:
+        return next(self._blocks, None) is None
+
+
+def let_in(mary: UserManager, lab: Lab) -> None:
+    """Her key and known_hosts where ssh has them, and her platform's address where a machine's owner puts it."""
+    ssh = mary.home / ".ssh"
+    ssh.mkdir(mode=0o700)
+    for name, wanted in (("IDENTITY_FILE", "id_ed25519"), ("KNOWN_HOSTS", "known_hosts")):
+        shutil.copyfile(lab.env[f"FLUX_DB_TUNNEL_{name}"], ssh / wanted)
+        (ssh / wanted).chmod(0o600)
+    for path in (ssh, *ssh.iterdir()):
+        os.chown(path, UID, UID)
+    mary.run("systemctl", "--user", "set-environment", f"FLUX_API_BASE={lab.facts['api_base']}")
+
+
+def test_the_whole_journey_of_the_readme(mary: UserManager, package: Package, lab: Lab) -> None:
+    let_in(mary, lab)
+    journey = Journey(mary, lab)
     assert mary.run("sh", "-c", "command -v fluxctl").stdout.strip() == str(package.scripts / "fluxctl")
-    mary.run("fluxctl", "service", "install")
-    said = mary.run("fluxctl", "login", "--token-stdin", env=whole, text_in=token).stdout
+    said = journey.next(lab.facts["token"])
     assert "Logged in" in said
-    assert "foundry" in mary.run("fluxctl", "project", "list", env=whole).stdout
+    assert "The token is in the system keyring." in said
+    assert "nothing is wrong" in said
+    assert str(package.scripts / "fluxd") in mary.show("fluxd.service", "ExecStart")
 
-    # No token in this shell any more: the daemon has it from the keyring, inside its unit's sandbox.
-    one = mary.run("flux", "db", "shell", "foundry", "--hash", "5774112", "--command", "SELECT 40 + 2", env=whole)
-    assert "42" in one.stdout
-    mary.run("fluxctl", "service", "restart")
-    open_foundry = ["fluxctl", "tunnel", "open", "foundry", "--hash", "5774112", "--json"]
-    opened = json.loads(mary.run(*open_foundry, env=whole).stdout)
-    tunnel, credential = opened["tunnel"], opened["credential"]
-    psql = ["psql", "-h", "127.0.0.1", "-p", str(tunnel["port"]), "-U", credential["username"], "-d", "postgres"]
-    asked = mary.run(*psql, "-Atc", "SELECT current_user", env={"PGPASSWORD": credential["password"]})
-    assert asked.stdout.strip() == credential["username"]
+    said = journey.next()
+    assert re.search(r"^ *\d+$", said, flags=re.MULTILINE), said
+    assert f"Port: {journey.ports['15441']}" in said
+    user, password = (re.search(rf"{name}: (\S+)", said)[1] for name in ("User", "Password"))  # type: ignore[index]
+    psql = ["psql", "-h", "127.0.0.1", "-p", journey.ports["15441"], "-U", user, "-d", "postgres"]
+    ask = ("sh", "-c", 'exec "$0" "$@"', *psql, "-Atc", "SELECT current_user")
+    assert mary.run(*ask, env={"PGPASSWORD": password}).stdout.strip() == user
 
-    mary.run("fluxctl", "logout", env=whole)
-    mary.run("fluxctl", "service", "uninstall", "--purge")
+    package.upgrade()
+    assert "ports, tunnels and temporary roles were kept" in journey.next()
+    assert mary.run(*ask, env={"PGPASSWORD": password}).stdout.strip() == user
+
+    journey.next()
+    assert journey.over()
     assert left_of_ours(mary) == []
     assert not [path for path in mary.home.rglob("*") if "flux" in path.name]
 

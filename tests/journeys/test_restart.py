@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.furniture.lab import Lab
+from tests.furniture.portranges import port_range
 from tests.furniture.processes import wait_until
 from tests.furniture.systemd import UID, UserManager
 
@@ -29,7 +30,7 @@ def test_a_tunnels_listeners_are_kept_by_systemd_as_long_as_it_is_open(lab: Lab,
     user_manager.await_property("fluxd.service", "NFileDescriptorStore", "0")
 
 
-PORT = 15987
+PORT = port_range()
 
 
 def declare_yeastcoast(login: UserManager, env: dict[str, str]) -> None:
