@@ -10,7 +10,6 @@ import psycopg
 from psycopg import sql
 
 OBJECTS = """
-CREATE SCHEMA {schema};
 SET search_path = {schema};
 CREATE DOMAIN positive AS integer CHECK (VALUE > 0);
 CREATE TYPE mood AS ENUM ('calm', 'tense');
@@ -65,12 +64,30 @@ REFRESH MATERIALIZED VIEW totals;
 """
 
 
-def fill(connection: psycopg.Connection, schema: str, *, rows: int = 500, policies: str = "") -> None:
-    for text in (OBJECTS, ROWS, policies):
-        connection.execute(
-            text.replace("{schema}", sql.Identifier(schema).as_string(connection)).replace("{rows}", str(rows))
-        )
+def fill(
+    connection: psycopg.Connection, schema: str, *, rows: int = 500, policies: str = "", owner: str | None = None
+) -> None:
+    """Into a *schema* of its own; or with *owner*, into that role's."""
+    named = sql.Identifier(schema).as_string(connection)
+    connection.execute(f"SET ROLE {owner}" if owner else f"CREATE SCHEMA {named}")
+    for text in (OBJECTS, "RESET ROLE", ROWS, policies):
+        connection.execute(text.replace("{schema}", named).replace("{rows}", str(rows)))
     connection.execute("RESET search_path")
+
+
+REMOVAL = """
+SET search_path = {schema};
+DROP TABLE people, counted, events, parent_of, child_of, quick, "odd: \\ 'na""me", none_at_all, private_rows CASCADE;
+DROP FUNCTION shout, touch;
+DROP DOMAIN positive;
+DROP TYPE mood, pair;
+RESET search_path;
+"""
+
+
+def remove(connection: psycopg.Connection, schema: str) -> None:
+    """What `fill` made in a schema that others have things in too."""
+    connection.execute(REMOVAL.replace("{schema}", sql.Identifier(schema).as_string(connection)))
 
 
 def tables(connection: psycopg.Connection, schema: str) -> list[str]:
