@@ -112,10 +112,19 @@ SELECT string_agg(word, E'\\n' ORDER BY word) FROM (
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = %(schema)s
-    UNION ALL SELECT format('constraint %%s %%s', conname, contype) FROM pg_constraint
+    UNION ALL SELECT format('constraint %%s %%s', conname, pg_get_constraintdef(oid)) FROM pg_constraint
     WHERE connamespace = %(schema)s::regnamespace
-    UNION ALL SELECT format('function %%s %%s', proname, pg_get_function_arguments(oid)) FROM pg_proc
+    UNION ALL SELECT format('function %%s', pg_get_functiondef(oid)) FROM pg_proc
     WHERE pronamespace = %(schema)s::regnamespace
+    UNION ALL SELECT format('default %%s %%s %%s', relname, adnum, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
+    JOIN pg_class c ON c.oid = adrelid WHERE relnamespace = %(schema)s::regnamespace
+    UNION ALL SELECT format('%%s %%s', relname, pg_get_viewdef(oid)) FROM pg_class
+    WHERE relnamespace = %(schema)s::regnamespace AND relkind IN ('v', 'm')
+    UNION ALL SELECT format('%%s', pg_get_indexdef(oid)) FROM pg_class
+    WHERE relnamespace = %(schema)s::regnamespace AND relkind = 'i'
+    UNION ALL SELECT format('table %%s %%s %%s %%s', relname, relpersistence, relforcerowsecurity,
+                            obj_description(oid, 'pg_class'))
+    FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relkind IN ('r', 'p')
     UNION ALL SELECT format('policy %%s %%s %%s', polname, pg_get_expr(polqual, polrelid), relrowsecurity)
     FROM pg_policy JOIN pg_class c ON c.oid = polrelid WHERE relnamespace = %(schema)s::regnamespace
     UNION ALL SELECT format('trigger %%s', tgname) FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid
