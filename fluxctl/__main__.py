@@ -11,7 +11,7 @@ import os
 import sys
 
 from fluxctl import options
-from fluxctl.problem import Problem
+from fluxctl.problem import Problem, Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def main() -> int:
         return _say(problem)
     except KeyboardInterrupt:
         return 130
+    except Stopped as stop:
+        return 128 + stop.number
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); the interpreter must not trip over it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from fluxctl.hold import Stopped
+from fluxctl.problem import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def run(argv: Sequence[str], variables: Mapping[str, str]) -> int:
     Run *argv* with our own stdin, stdout and stderr; answers what to exit with.
 
     Ctrl+C reaches the program as well as us, and is its own business: our handler does nothing, and unlike an ignored
-    signal it is not inherited. What ends us (`hold.Stopped`) ends the program too.
+    signal it is not inherited. What ends us (`Stopped`) ends the program too.
 
     Raises:
         OSError: it cannot be started.

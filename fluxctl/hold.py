@@ -13,7 +13,7 @@ import time
 
 from fluxctl import screen
 from fluxctl.client import Client
-from fluxctl.problem import Problem, from_body
+from fluxctl.problem import Problem, Stopped, from_body
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ _WITHIN_S = 5.0
 # A daemon that was restarted waits this long for the holds that it knew.
 _BACK_WITHIN_S = 10.0
 _ASK_AGAIN_AFTER_S = 0.1
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGHUP: like Ctrl+C, a way to end that is not an error."""
 
 
 class Held:
@@ -100,8 +96,8 @@ class Held:
 def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
 
-    def stop(_number: int, _frame: object) -> None:
-        raise Stopped
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)

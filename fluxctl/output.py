@@ -19,7 +19,7 @@ from fluxctl.problem import Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 _CHUNK = 1024 * 1024
@@ -118,12 +118,25 @@ def unusable(path: Path, error: OSError) -> Problem:
     return Problem("output_unusable", f"{path} cannot be written: {error.strerror or error}.")
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+def sha256(path: Path, look: Callable[[int], object] = lambda _done: None) -> str:
+    """Of a file's bytes; of a directory that of what `sha256sum *` prints in it. *look* hears how much was read."""
     import hashlib  # noqa: PLC0415 - loads OpenSSL
 
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    done = 0
+
+    def of_file(one: Path) -> str:
+        nonlocal done
+        seen = hashlib.sha256()
+        with one.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                seen.update(chunk)
+                look(done := done + len(chunk))
+        return seen.hexdigest()
+
+    if not path.is_dir():
+        return of_file(path)
+    lines = "".join(f"{of_file(one)}  {one.name}\n" for one in sorted(path.iterdir()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _remove_if_unlocked(path: Path) -> None:

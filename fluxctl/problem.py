@@ -50,6 +50,20 @@ class Problem(Exception):
         return found
 
 
+class Stopped(BaseException):
+    """A signal that ends us: like Ctrl+C, no error. `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def interrupted(stop: BaseException, message: str) -> Problem:
+    """Of a KeyboardInterrupt or `Stopped`, with what became of the work; the exit code is as a shell says it."""
+    number = stop.number if isinstance(stop, Stopped) else 2
+    return Problem("interrupted", message, exit_code=128 + number)
+
+
 def from_answer(status: int, body: object) -> Problem:
     """The problem of an `application/problem+json` answer, whatever *body* really is."""
     if not isinstance(body, dict) or not isinstance(body.get("code"), str):

@@ -37,10 +37,14 @@ class Meter:
     def took_s(self) -> float:
         return time.monotonic() - self._began
 
+    @property
+    def due(self) -> bool:
+        """Whether `show` would show something now."""
+        return self._visible and time.monotonic() - self._last >= _EVERY_S
+
     def show(self, words: str) -> None:
-        now = time.monotonic()
-        if self._visible and now - self._last >= _EVERY_S:
-            self._last, self._shown = now, True
+        if self.due:
+            self._last, self._shown = time.monotonic(), True
             sys.stderr.write(f"\r\x1b[K{screen.INDENT}{printable(words)}")
             sys.stderr.flush()
 
@@ -48,6 +52,10 @@ class Meter:
         """How long it takes already, once that is worth a word."""
         if self.took_s >= _WORTH_A_WORD_S:
             self.show(f"{words} … {self.took_s:.0f} s")
+
+    def reading(self, done: int) -> None:
+        """How much of what was written is read back, for its checksum."""
+        self.show(f"Checksum: {screen.size(done)} read back")
 
     def bytes(self, done: int, total: int | None = None) -> None:
         """Bytes so far, the rate, and of how many."""

@@ -11,7 +11,7 @@ from fluxctl import environment, hold, opening, output, screen
 from fluxctl.client import Client
 from fluxctl.exchange import Garbled
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, usage
+from fluxctl.problem import Problem, Stopped, interrupted, usage
 from fluxctl.progress import Meter
 
 TYPE_CHECKING = False
@@ -127,10 +127,13 @@ def download(arguments: Arguments) -> int:
         raise Problem("backup_not_found", f"The backup is {backup['status']}, not complete.")
     hold.stop_on_signals()
     path = arguments.output or f"{chosen.name or chosen.hash}-{backup['id']}.dump"
-    with output.Output(path, resume=backup["id"]) as made, Meter() as meter:
-        _fetch(client, chosen, backup, made, meter)
-        _check(made, backup)
-        made.keep()
+    try:
+        with output.Output(path, resume=backup["id"]) as made, Meter() as meter:
+            _fetch(client, chosen, backup, made, meter)
+            _check(made, backup, meter)
+            made.keep()
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise interrupted(stop, "Interrupted; what came is kept, and the same command goes on there.") from stop
     if arguments.json:
         checksum = backup.get("checksumSha256")
         screen.json({"ok": True, "output": str(made.path), "backupId": backup["id"], "checksumSha256": checksum})
@@ -181,10 +184,10 @@ def _fetch_once(client: Client, chosen: Project, backup: Backup, made: output.Ou
     return None
 
 
-def _check(made: output.Output, backup: Backup) -> None:
+def _check(made: output.Output, backup: Backup, meter: Meter) -> None:
     wanted, size = backup.get("checksumSha256"), backup.get("sizeBytes")
-    found = made.size()
-    if (size is not None and found != size) or (wanted is not None and output.sha256(made.temporary) != wanted):
+    found = output.sha256(made.temporary, meter.reading)
+    if size not in {None, made.size()} or wanted not in {None, found}:
         made.discard()
         raise Problem("download_damaged")
 
@@ -212,7 +215,7 @@ def _followed(client: Client, chosen: Project, backup_id: str, doing: str) -> tu
     try:
         with client.backup_progress(chosen.hash, backup_id) as stream, Meter() as meter:
             for last in stream.lines():
-                meter.show(f"{doing}: {last.get('phase') or 'done'}, {screen.size(last.get('bytes') or 0)}")
+                meter.show(f"{doing}: {last.get('phase') or 'starting'}, {screen.size(last.get('bytes') or 0)}")
     except Garbled as error:
         raise _goes_on(str(error)) from error
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fluxctl import environment, gui, opening, screen, url
 from fluxctl.client import Client
 from fluxctl.options import Command
-from fluxctl.problem import Problem
+from fluxctl.problem import Problem, Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _hold(arguments: Arguments, chosen: Project, client: Client) -> int:
                 hold.narrate(held)
             except KeyboardInterrupt:
                 screen.note("Closing the tunnel.")
-    except hold.Stopped:
+    except Stopped:
         screen.note("Closing the tunnel.")
     return 0
 

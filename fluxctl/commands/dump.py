@@ -14,7 +14,7 @@ from fluxctl import environment, hold, opening, options, output, pgrun, pgtools,
 from fluxctl.client import Client
 from fluxctl.exchange import Garbled
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, usage
+from fluxctl.problem import Problem, Stopped, interrupted, usage
 from fluxctl.progress import Meter, rate
 
 TYPE_CHECKING = False
@@ -52,14 +52,23 @@ def dump(arguments: Arguments) -> int:
         # Longer than a lease's first term, if the dump takes longer.
         "renew": True,
     }
-    with output.Output(path, directory=form == "directory") as made, Meter() as meter:
-        with hold.Held(client, body) as held, hold.Narrator(held):
-            opening.say_notices(held.opened, held.tunnel)
-            _dump_to(made, form, programs, arguments, plan, held, meter)
-        size, took_s = made.size(), meter.took_s
-        made.keep()
-    _say(arguments, plan, form, made.path, size, took_s)
+    try:
+        with output.Output(path, directory=form == "directory") as made, Meter() as meter:
+            meter.show("Opening the tunnel")
+            with hold.Held(client, body) as held, hold.Narrator(held):
+                opening.say_notices(held.opened, held.tunnel)
+                _dump_to(made, form, programs, arguments, plan, held, meter)
+            size, took_s = made.size(), meter.took_s
+            checksum = output.sha256(made.temporary, meter.reading)
+            made.keep()
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise _interrupted(stop, path) from stop
+    _say(arguments, plan, form, made.path, size, took_s, checksum)
     return 0
+
+
+def _interrupted(stop: BaseException, path: str) -> Problem:
+    return interrupted(stop, f"Interrupted; nothing was written to {path}.")
 
 
 def _form(arguments: Arguments) -> str:
@@ -129,8 +138,9 @@ def _server(variables: Mapping[str, str], login: list[str]) -> tuple[int, int]:
     return int(version) // 10000, int(most)
 
 
-def _say(arguments: Arguments, plan: Mapping[str, Any], form: str, path: Path, size: int, took_s: float) -> None:
-    checksum = None if form == "directory" else output.sha256(path)
+def _say(
+    arguments: Arguments, plan: Mapping[str, Any], form: str, path: Path, size: int, took_s: float, checksum: str
+) -> None:
     schema = plan.get("tenantSchema")
     if arguments.json:
         screen.json(
@@ -150,8 +160,8 @@ def _say(arguments: Arguments, plan: Mapping[str, Any], form: str, path: Path, s
     screen.line(f"Holds: {_holds(schema, schema_only=arguments.schema_only)}")
     screen.line(f"Format: {form}")
     screen.line(f"Size: {screen.size(size)} in {took_s:.1f} s ({rate(size, took_s)})")
-    if checksum:
-        screen.line(f"SHA-256: {checksum}")
+    of = " (of what `sha256sum *` prints in it)" if form == "directory" else ""
+    screen.line(f"SHA-256: {checksum}{of}")
 
 
 def _holds(schema: str | None, *, schema_only: bool) -> str:
@@ -180,10 +190,14 @@ def plain_dump(arguments: Arguments) -> int:
             sys.stdout.buffer.flush()
         return 0
     hold.stop_on_signals()
-    with client.plain_dump(chosen.hash, asked) as stream, output.Output(arguments.output) as made, Meter() as meter:
-        _write(stream, made, meter)
-        made.keep()
-    screen.note(f"{made.path}: {screen.size(made.path.stat().st_size)}, SHA-256 {output.sha256(made.path)}")
+    try:
+        with client.plain_dump(chosen.hash, asked) as stream, output.Output(arguments.output) as made, Meter() as meter:
+            _write(stream, made, meter)
+            checksum = output.sha256(made.temporary, meter.reading)
+            made.keep()
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise _interrupted(stop, arguments.output) from stop
+    screen.note(f"{made.path}: {screen.size(made.path.stat().st_size)}, SHA-256 {checksum}")
     return 0
 
 

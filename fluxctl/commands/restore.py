@@ -23,12 +23,12 @@ from fluxctl import environment, gate, hold, opening, options, pgrun, pgtools, s
 from fluxctl.client import Client
 from fluxctl.guard import Guard
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, usage
-from fluxctl.progress import Meter
+from fluxctl.problem import Problem, Stopped, interrupted, usage
+from fluxctl.progress import Meter, rate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from fluxctl.options import Arguments
@@ -39,6 +39,7 @@ _UNFINISHED = "flux_restoring_"
 _LONGEST_NAME = 63
 _PLAIN_NAME = rf"[A-Za-z_][A-Za-z0-9_-]{{0,{_LONGEST_NAME - 1}}}"
 _LIST_WITHIN_S = 300
+_NO_ROLE = re.compile(r'role "([^"\n]+)" does not exist')
 
 
 class Archive:
@@ -67,14 +68,33 @@ class Database:
 
 
 class Work:
-    """What is restored, from where, by which program, as asked; and who is told how far it is."""
+    """What is restored, from where, by which program, as asked; who is told how far it is, and how much was `sent`."""
 
-    def __init__(self, database: Database, program: str, archive: Archive, arguments: Arguments, meter: Meter) -> None:
+    def __init__(
+        self,
+        database: Database,
+        program: str,
+        archive: Archive,
+        arguments: Arguments,
+        meter: Meter,
+        sent: Callable[[], int],
+    ) -> None:
         self.database = database
         self.program = program
         self.archive = archive
         self.arguments = arguments
         self.meter = meter
+        self.sent = sent
+
+    def show(self, doing: str) -> None:
+        """How far it is: asked of the daemon only where somebody looks."""
+        if not self.meter.due:
+            return
+        try:
+            done = self.sent()
+        except Problem:  # the tunnel is lost: pg_restore will say so
+            return
+        self.meter.show(f"{screen.size(done)} sent, {rate(done, self.meter.took_s)}: {doing}")
 
 
 def restore(arguments: Arguments) -> int:
@@ -98,6 +118,9 @@ def restore(arguments: Arguments) -> int:
     try:
         summary = _through_a_tunnel(client, chosen, arguments, archive, scratch)
         outcome = "ok"
+    except (KeyboardInterrupt, Stopped) as stop:
+        half = arguments.jobs and not scratch
+        raise interrupted(stop, f"Interrupted; the database is {'half restored' if half else 'as it was'}.") from stop
     finally:
         _tell(client, chosen, restore_id, outcome)
     _say(arguments, archive, summary)
@@ -180,7 +203,12 @@ def _allowed(client: Client, chosen: Project, plan: Mapping[str, Any], arguments
         "skip_backup_check": arguments.skip_backup_check,
         "reason": arguments.reason or REASON,
     }
-    return client.ask_restore(chosen.hash, body)["restoreId"]
+    try:
+        return client.ask_restore(chosen.hash, body)["restoreId"]
+    except Problem as problem:
+        if problem.code == "restore_blocked":  # in the contract's words, which hold our hint
+            problem.message, problem.detail = problem.message.partition(" Run `flux backup")[0], None
+        raise
 
 
 def _now(reconciled_at: str | None) -> datetime:
@@ -211,8 +239,8 @@ def _through_a_tunnel(
     unfinished = _UNFINISHED + secrets.token_hex(4)
     guard: Guard | None = None
     try:
-        with _reached(client, chosen, arguments) as (database, version), Meter() as meter:
-            work = Work(database, pgtools.fitting(archive.programs, version), archive, arguments, meter)
+        with Meter() as meter, _reached(client, chosen, arguments, meter) as (database, version, sent):
+            work = Work(database, pgtools.fitting(archive.programs, version), archive, arguments, meter, sent)
             _refuse_existing(database, scratch)
             guard = _guarding(database, unfinished) if scratch else Guard()
             with guard:
@@ -226,19 +254,24 @@ def _through_a_tunnel(
 
 
 @contextlib.contextmanager
-def _reached(client: Client, chosen: Project, arguments: Arguments) -> Iterator[tuple[Database, int]]:
-    """The project's database through a tunnel of our own, and its server's major version."""
+def _reached(
+    client: Client, chosen: Project, arguments: Arguments, meter: Meter
+) -> Iterator[tuple[Database, int, Callable[[], int]]]:
+    """The project's database through a tunnel of our own, its server's major version, and how much was sent there."""
     body: Any = {
         **opening.open_body(arguments, chosen, hold=True, credential="new"),
         "reason": arguments.reason or REASON,
     }
+    meter.show("Opening the tunnel")
     with hold.Held(client, body) as held, hold.Narrator(held):
         opening.say_notices(held.opened, held.tunnel)
+        before = held.tunnel["traffic"]["bytes_up"]
         user, password = held.login()
         login = ["-h", held.tunnel["host"], "-p", str(held.tunnel["port"]), "-U", user]
         variables = pgtools.environment(os.environ, password=password)
         version = int(pgtools.ask(variables, login, "SHOW server_version_num")) // 10000
-        yield Database(held.events.fileno(), login, pgtools.noticing(variables, version)), version
+        database = Database(held.events.fileno(), login, pgtools.noticing(variables, version))
+        yield database, version, lambda: client.tunnel(held.tunnel["id"])["traffic"]["bytes_up"] - before
 
 
 def _warn_of_others(database: Database) -> None:
@@ -314,7 +347,7 @@ def _alone(name: str) -> str:
 def _drop_anew(client: Client, chosen: Project, arguments: Arguments, unfinished: str) -> None:
     """Through another tunnel: ours may be what failed."""
     try:
-        with _reached(client, chosen, arguments) as (database, _):
+        with Meter() as meter, _reached(client, chosen, arguments, meter) as (database, *_):
             database.ask(*_dropping(unfinished))
     except Problem as problem:
         screen.warning(
@@ -335,12 +368,12 @@ def _sweep(database: Database) -> None:
 
 
 def _run(work: Work, database: Database, guard: Guard, more: list[str]) -> None:
-    arguments, archive, done = work.arguments, work.archive, 0
+    arguments, archive, doing = work.arguments, work.archive, "connecting"
 
     def hear(line: str) -> bool:
-        nonlocal done
+        nonlocal doing
         told = line.startswith("pg_restore: ") and "error" not in line and "warning" not in line
-        done += told
+        doing = line.removeprefix("pg_restore: ") if told else doing
         if told and arguments.verbose:
             screen.note(line)
         return told
@@ -352,15 +385,24 @@ def _run(work: Work, database: Database, guard: Guard, more: list[str]) -> None:
     status, said = pgrun.run(
         argv,
         database.variables,
-        look=lambda: work.meter.show(f"Restoring: step {done}, {archive.entries} things in the archive"),
+        look=lambda: work.show(doing),
         hear=hear,
         guard=guard,
     )
     if status:
         failed = pgrun.failure("pg_restore", "restore_failed", said)
+        if lacking := _NO_ROLE.search(said):
+            failed.hint = _make_role(lacking[1])
         if arguments.jobs and more:
             failed.message = "pg_restore failed: with --jobs there is no single transaction, it is half restored."
         raise failed
+
+
+def _make_role(name: str) -> str:
+    return (
+        f"Roles are no part of an archive. Make this one first: `CREATE ROLE {_name(name)};` in `flux db shell`. "
+        f"If only GRANTs name it, --no-acl leaves them out."
+    )
 
 
 def _tables(database: Database) -> set[str]:

@@ -10,7 +10,7 @@ from fluxctl import environment, opening, screen
 from fluxctl.client import Client
 from fluxctl.gui import DATABASE_WARNING
 from fluxctl.options import Command, Option, ttl
-from fluxctl.problem import usage
+from fluxctl.problem import Stopped, usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def watch(arguments: Arguments) -> int:
                     print(quickjson.dumps(event), flush=True)
                 else:
                     screen.line(_event_text(event))
-    except (KeyboardInterrupt, hold.Stopped):
+    except (KeyboardInterrupt, Stopped):
         pass
     return 0
 

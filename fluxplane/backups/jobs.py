@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import uuid
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ from fluxplane.wire import V1
 
 log = logging.getLogger(__name__)
 
+PROGRESS_EVERY_S: Final = 1.0
 HOUR_S: Final = 3600.0
 FIRST_TICK_RUNS: Final = 10
 STOPPED: Final = "The control plane was stopped meanwhile."
@@ -44,7 +46,7 @@ _ACTIVITY: Final = {
 
 @dataclasses.dataclass(slots=True)
 class Run:
-    """One job at work. `phase` and `written` are how far it is: told to the catalogue with every beat of its lock."""
+    """One job at work. `phase` and `written` are how far it is: told to the catalogue every second."""
 
     event: Literal["backup_created", "backup_verified"]
     backup: Backup
@@ -142,11 +144,13 @@ class Backups:
         return failed
 
     async def _beat(self, run: Run) -> None:
-        while True:
-            await asyncio.sleep(store.BEAT_S)
-            if not await store.beat(self._store, run.key, run.owner):
-                raise BackupFailed(TAKEN_FOR_DEAD)
+        """The lock's heartbeat, and in between how far it is."""
+        beats = round(store.BEAT_S / PROGRESS_EVERY_S)
+        for number in itertools.count(1):
             await store.progress(self._store, run.backup.id, run.phase, run.written)
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            if number % beats == 0 and not await store.beat(self._store, run.key, run.owner):
+                raise BackupFailed(TAKEN_FOR_DEAD)
 
     async def _ended(self, run: Run, failed: str | None) -> None:
         if failed is not None:

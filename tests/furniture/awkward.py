@@ -10,7 +10,6 @@ import psycopg
 from psycopg import sql
 
 OBJECTS = """
-CREATE SCHEMA {schema};
 SET search_path = {schema};
 CREATE DOMAIN positive AS integer CHECK (VALUE > 0);
 CREATE TYPE mood AS ENUM ('calm', 'tense');
@@ -65,12 +64,30 @@ REFRESH MATERIALIZED VIEW totals;
 """
 
 
-def fill(connection: psycopg.Connection, schema: str, *, rows: int = 500, policies: str = "") -> None:
-    for text in (OBJECTS, ROWS, policies):
-        connection.execute(
-            text.replace("{schema}", sql.Identifier(schema).as_string(connection)).replace("{rows}", str(rows))
-        )
+def fill(
+    connection: psycopg.Connection, schema: str, *, rows: int = 500, policies: str = "", owner: str | None = None
+) -> None:
+    """Into a *schema* of its own; or with *owner*, into that role's."""
+    named = sql.Identifier(schema).as_string(connection)
+    connection.execute(f"SET ROLE {owner}" if owner else f"CREATE SCHEMA {named}")
+    for text in (OBJECTS, "RESET ROLE", ROWS, policies):
+        connection.execute(text.replace("{schema}", named).replace("{rows}", str(rows)))
     connection.execute("RESET search_path")
+
+
+REMOVAL = """
+SET search_path = {schema};
+DROP TABLE people, counted, events, parent_of, child_of, quick, "odd: \\ 'na""me", none_at_all, private_rows CASCADE;
+DROP FUNCTION shout, touch;
+DROP DOMAIN positive;
+DROP TYPE mood, pair;
+RESET search_path;
+"""
+
+
+def remove(connection: psycopg.Connection, schema: str) -> None:
+    """What `fill` made in a schema that others have things in too."""
+    connection.execute(REMOVAL.replace("{schema}", sql.Identifier(schema).as_string(connection)))
 
 
 def tables(connection: psycopg.Connection, schema: str) -> list[str]:
@@ -95,10 +112,19 @@ SELECT string_agg(word, E'\\n' ORDER BY word) FROM (
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = %(schema)s
-    UNION ALL SELECT format('constraint %%s %%s', conname, contype) FROM pg_constraint
+    UNION ALL SELECT format('constraint %%s %%s', conname, pg_get_constraintdef(oid)) FROM pg_constraint
     WHERE connamespace = %(schema)s::regnamespace
-    UNION ALL SELECT format('function %%s %%s', proname, pg_get_function_arguments(oid)) FROM pg_proc
+    UNION ALL SELECT format('function %%s', pg_get_functiondef(oid)) FROM pg_proc
     WHERE pronamespace = %(schema)s::regnamespace
+    UNION ALL SELECT format('default %%s %%s %%s', relname, adnum, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
+    JOIN pg_class c ON c.oid = adrelid WHERE relnamespace = %(schema)s::regnamespace
+    UNION ALL SELECT format('%%s %%s', relname, pg_get_viewdef(oid)) FROM pg_class
+    WHERE relnamespace = %(schema)s::regnamespace AND relkind IN ('v', 'm')
+    UNION ALL SELECT format('%%s', pg_get_indexdef(oid)) FROM pg_class
+    WHERE relnamespace = %(schema)s::regnamespace AND relkind = 'i'
+    UNION ALL SELECT format('table %%s %%s %%s %%s', relname, relpersistence, relforcerowsecurity,
+                            obj_description(oid, 'pg_class'))
+    FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relkind IN ('r', 'p')
     UNION ALL SELECT format('policy %%s %%s %%s', polname, pg_get_expr(polqual, polrelid), relrowsecurity)
     FROM pg_policy JOIN pg_class c ON c.oid = polrelid WHERE relnamespace = %(schema)s::regnamespace
     UNION ALL SELECT format('trigger %%s', tgname) FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid

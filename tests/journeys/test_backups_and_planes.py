@@ -12,6 +12,7 @@ import pytest
 
 from fluxplane import catalogue, registry
 from fluxplane.settings import BackupSettings
+from tests.fluxplane.backups.conftest import replica
 from tests.fluxplane.conftest import USER, furnish, serving, settings_for
 from tests.furniture import awkward
 from tests.furniture.postgres import enterable_directory
@@ -56,7 +57,7 @@ async def test_a_plane_with_the_contracts_routes_alone(settings, daemon):
         )
 
 
-async def test_a_plane_that_goes_away_is_told_and_its_next_life_has_no_stuck_lock(settings, pg18, daemon):
+async def test_a_plane_that_is_stopped_says_so_and_its_next_life_has_no_stuck_lock(settings, pg18, daemon):
     settings, token = settings
     with psycopg.connect(pg18.url().reveal()) as blocker:
         blocker.execute("LOCK TABLE shop.people")
@@ -65,12 +66,43 @@ async def test_a_plane_that_goes_away_is_told_and_its_next_life_has_no_stuck_loc
             await dumping(pg18)
         done = await creating
     assert done.returncode == 6
-    assert "flux backup list" in done.stderr
+    assert "The control plane was stopped meanwhile" in done.stderr
     async with serving(settings, token) as plane:
         listed = await flux(daemon, plane, token, "backup", "list", *PROJECT)
         assert "failed" in listed.stdout
         again = await flux(daemon, plane, token, "backup", "create", *PROJECT)
         assert again.returncode == 0, again.stderr
+
+
+async def test_a_plane_that_is_killed_leaves_the_caller_a_way_to_see(settings, pg18, daemon):
+    settings, token = settings
+    with psycopg.connect(pg18.url().reveal()) as blocker:
+        blocker.execute("LOCK TABLE shop.people")
+        async with serving(settings, token) as survivor, replica(settings) as (process, address):
+            victim = dataclasses.replace(survivor, base=address)
+            creating = asyncio.create_task(flux(daemon, victim, token, "backup", "create", *PROJECT))
+            await dumping(pg18)
+            process.kill()
+            done = await creating
+    assert done.returncode == 6
+    assert "stopped telling how far it is" in done.stderr
+    assert "flux backup list" in done.stderr
+
+
+async def test_a_verification_that_cannot_be_run_says_why_although_the_backup_is_verified(settings, daemon):
+    """No socket fits below a directory of such a name: nothing is wrong with the backup."""
+    settings, token = settings
+    far = settings.backups.directory / ("x" * 60)
+    settings = dataclasses.replace(settings, backups=dataclasses.replace(settings.backups, directory=far))
+    async with serving(settings, token) as plane:
+        assert (await flux(daemon, plane, token, "backup", "create", *PROJECT)).returncode == 0
+        async with catalogue.connect(settings) as store:
+            await store.db.execute("UPDATE backups SET restore = 'restore_verified', restore_at = now()")
+        done = await flux(daemon, plane, token, "backup", "verify", *PROJECT, "--latest")
+        listed = await flux(daemon, plane, token, "backup", "list", *PROJECT)
+    assert done.returncode == 6
+    assert "too long a path for a Unix socket" in done.stderr
+    assert "restore_verified" in listed.stdout
 
 
 async def test_a_client_that_is_killed_leaves_the_backup_to_the_plane(settings, pg18, daemon):

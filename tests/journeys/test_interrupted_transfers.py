@@ -7,6 +7,7 @@ session, a role, a tunnel. A kill leaves nothing either: the command's guard tid
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -42,6 +43,18 @@ OVER = ("db", "restore", *YEASTCOAST, "--input", "y.dump", OVERWRITE, "--skip-ba
 BESIDE = ("db", "restore", *YEASTCOAST, "--input", "y.dump", "--into", "scratch_1")
 
 
+def told(words: str) -> str:
+    return f"Error: Interrupted; {words}.\nHINT: Nothing was left open.\n"
+
+
+# The exit code, as a shell says it, and what is said: a killed one says nothing.
+ENDS = {
+    signal.SIGINT: lambda words: (130, told(words)),
+    signal.SIGTERM: lambda words: (143, told(words)),
+    signal.SIGKILL: lambda _: (-9, ""),
+}
+
+
 def nothing_is_left(lab: Lab, daemon: Daemon) -> None:
     """Beside the tunnels of others."""
     wait_until(lambda: inhabitants(daemon) == [], "the end of every process")
@@ -69,8 +82,10 @@ def test_an_interrupted_dump_leaves_nothing(lab: Lab, daemon: Daemon, dedicated,
     with at_work(lab, daemon, *DUMP, program="pg_dump") as process:
         assert len(partials(daemon)) == 1
         process.send_signal(number)
-        process.wait(20)
+        status = process.wait(20)
+        said = process.stderr.read()
         nothing_is_left(lab, daemon)
+    assert (status, said) == ENDS[number]("nothing was written to y.dump")
     assert not (daemon.home / "y.dump").exists()
     assert no_tunnel(lab, daemon)
     assert daemon.flux(*DUMP, env=lab.env).returncode == 0
@@ -171,10 +186,12 @@ def test_an_interrupted_restore_changes_nothing(lab: Lab, daemon: Daemon, dedica
     with daemon.hold("db", "tunnel", *YEASTCOAST, env=lab.env) as other:
         with at_work(lab, daemon, *OVER, program="pg_restore") as process:
             process.send_signal(number)
-            process.wait(20)
+            status = process.wait(20)
+            said = re.sub(r"^Warning: .*\n", "", process.stderr.read())
             wait_until(lambda: sessions(lab.dedicated_url) == 0, "pg_restore's end")
         other.process.terminate()
         other.process.wait(20)
+    assert (status, said) == ENDS[number]("the database is as it was")
     assert before == awkward.fingerprint(dedicated, "shop")
     nothing_is_left(lab, daemon)
 

@@ -1,7 +1,10 @@
 """A plane with backups: two projects of each kind that are worth one, and how they are asked for."""
 
+import asyncio
 import contextlib
 import dataclasses
+import os
+import sys
 
 import psycopg
 import pytest
@@ -65,3 +68,42 @@ async def made(plane, hash_) -> dict:
 
 async def newest(plane, hash_) -> dict:
     return (await plane.get(base(hash_))).body["backups"][0]
+
+
+SERVE = """
+import asyncio, pickle, sys
+from fluxplane import api, settings
+from fluxplane.backups import store
+
+async def main():
+    s = settings.Settings.from_environment(__import__("os").environ)
+    async with api.serve(s, "127.0.0.1", 0) as port:
+        print(port, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.asynccontextmanager
+async def replica(settings):
+    """A plane in a process of its own, that can be killed."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "FLUXPLANE_CATALOGUE_URL": settings.catalogue_url.reveal(),
+        "FLUXPLANE_POOL_URL": settings.pool_url.reveal(),
+        "FLUXPLANE_KEY": settings.key.reveal(),
+        "FLUX_BACKUPS_LOCAL_DIR": str(settings.backups.directory),
+    }
+    if settings.pool_backup_url is not None:
+        environment["FLUXPLANE_POOL_BACKUP_URL"] = settings.pool_backup_url.reveal()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    try:
+        yield process, f"http://127.0.0.1:{int(await process.stdout.readline())}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        process._transport.close()

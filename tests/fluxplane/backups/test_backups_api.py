@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pytest
 from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
-from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest
+from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest, replica
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
 from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
@@ -320,44 +319,6 @@ async def dumping(server):
 def sessions(server):
     with psycopg.connect(server.url().reveal()) as link:
         return link.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'pg_dump'").fetchall()
-
-
-SERVE = """
-import asyncio, pickle, sys
-from fluxplane import api, settings
-from fluxplane.backups import store
-
-async def main():
-    s = settings.Settings.from_environment(__import__("os").environ)
-    async with api.serve(s, "127.0.0.1", 0) as port:
-        print(port, flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-@contextlib.asynccontextmanager
-async def replica(settings):
-    """A plane in a process of its own, that can be killed."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "FLUXPLANE_CATALOGUE_URL": settings.catalogue_url.reveal(),
-        "FLUXPLANE_POOL_URL": settings.pool_url.reveal(),
-        "FLUXPLANE_POOL_BACKUP_URL": settings.pool_backup_url.reveal(),
-        "FLUXPLANE_KEY": settings.key.reveal(),
-        "FLUX_BACKUPS_LOCAL_DIR": str(settings.backups.directory),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE, env=environment
-    )
-    try:
-        yield process, f"http://127.0.0.1:{int(await process.stdout.readline())}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        process._transport.close()
 
 
 @pytest.mark.parametrize("at", ["dump", "verify"])
