@@ -432,9 +432,13 @@ class Supervisor:
         return self._grants.pending()
 
     def notices(self) -> Collection[str]:
-        """What a user should know of the daemon's own state: a file that could not be read, and where it is now."""
+        """What a user should know: state files that could not be read, tunnels that are unproven or in trouble."""
         found = [problem for problem in (self._journal.problem, self._ports.problem) if problem is not None]
-        return [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
+        said = [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
+        for tunnel in self._tunnels.values():
+            about = (tunnel.facts.unproven, tunnel.problem and f"{tunnel.problem.message} {tunnel.problem.hint or ''}")
+            said += [f"{tunnel.facts.project}: {one.strip()}" for one in about if one]
+        return said
 
     @asynccontextmanager
     async def events(
