@@ -305,6 +305,15 @@ async def test_a_container_that_moved_is_asked_for_again(small_rig, monkeypatch)
     assert small_rig.up.show("foundry").upstream == f"127.0.0.2:{small_rig.postgres.port}"
 
 
+async def test_after_a_reconnect_it_is_asked_for_again_however_fresh_the_address_is(small_rig):
+    opened = await small_rig.open()
+    small_rig.host.know_container("flux-5774112-foundry-db", small_rig.postgres.port, {"net": "127.0.0.2"})
+    small_rig.host.allow("127.0.0.2", "127.0.0.1", small_rig.postgres.port)
+    await small_rig.host.hang_up()
+    assert await small_rig.ask(opened) == opened.credential.username
+    assert small_rig.up.show("foundry").upstream == f"127.0.0.2:{small_rig.postgres.port}"
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.2", "::", "example.com", "127.0.0.1.example.com"])
 async def test_only_loopback_is_listened_on(small_rig, address):
     with pytest.raises(errors.LocalHostForbidden):
