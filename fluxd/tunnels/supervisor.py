@@ -42,7 +42,7 @@ from fluxd.settings import TunnelSettings
 from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
-from .dial import Destination, Dialling, asks_for_passphrase
+from .dial import Destination, Dialling, asks_for_passphrase, overruled
 from .events import Events
 from .facts import Facts, Wish, recalled
 from .forward import Forward, bind
@@ -199,7 +199,7 @@ class Supervisor:
             ssh_port=request.ssh.port,
         )
         target = _target(request.ssh, plan)
-        notices = [*_notices(request, plan), *await _not_honoured(target.host)]
+        notices = [*_notices(request, plan), *await asyncio.to_thread(_not_honoured, target, request.ssh)]
         self._must_be_open()  # it was when we were asked; much may have happened since
         tunnel = self._new(request, caller, plan, raw, target, notices)
         hold = secrets.token_hex(8) if request.hold else None
@@ -666,9 +666,19 @@ def _notices(request: wire.OpenTunnel, plan: plane_wire.AccessPlan) -> list[str]
     return said
 
 
-async def _not_honoured(host: str) -> list[str]:
-    found = await asyncio.to_thread(unhonoured, Path(Dialling().config), host)
-    return [f"Your ~/.ssh/config for {host} sets what fluxd does not honour: {', '.join(found)}."] if found else []
+def _not_honoured(target: Target, asked: wire.SSH) -> list[str]:
+    """What the user's ssh_config says of the host, and fluxd does otherwise. Reads files: for a thread."""
+    how = Dialling()
+    said = []
+    if found := unhonoured(Path(how.config), target.host):
+        said.append(f"Your ~/.ssh/config for {target.host} sets what fluxd does not honour: {', '.join(found)}.")
+    for keyword, theirs, ours in overruled(target, how):
+        if getattr(asked, keyword.lower()) is None:
+            said.append(
+                f"For {target.host} your ~/.ssh/config says {keyword} {theirs}, the platform {ours}, which counts. "
+                f"To use yours, set FLUX_DB_TUNNEL_SSH_{keyword.upper()}={theirs}."
+            )
+    return said
 
 
 def _target(asked: wire.SSH, plan: plane_wire.AccessPlan) -> Target:

@@ -115,7 +115,7 @@ async def test_an_identity_file_that_cannot_be_used(embedded, tmp_path, content)
 
 async def test_an_encrypted_identity_that_no_agent_has(embedded, tmp_path):
     locked = tmp_path / "locked"
-    asyncssh.generate_private_key("ssh-ed25519").write_private_key(locked, passphrase="secret")
+    embedded.client_key.write_private_key(locked, passphrase="secret")
     problem = await problem_of_dialling(destination(embedded, identity=str(locked)))
     assert problem.code == "ssh_key_encrypted"
     assert "ssh-add" in problem.hint
