@@ -9,7 +9,6 @@ it fails (`failures`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from fluxd.core.target import Target, check_host, check_port, check_user, clean,
 
 from .failures import FAILURES, problem_of
 from .hostkeys import GLOBAL_FILES, USER_FILES, HostKeys
-from .passphrases import KeyRing, Passphrases
+from .passphrases import KeyRing, Passphrases, public_halves
 
 # Hardware does AES; 1.6 to 1.8 times as fast here as OpenSSH's default. The rest of asyncssh's list follows.
 CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
@@ -232,8 +231,7 @@ def _hop(words: str, how: Dialling) -> Destination:
     """One jump host, ``[user@]host[:port]``: what it does not say the configuration does, as for any host."""
     user, _, where = words.removeprefix("ssh://").rpartition("@")
     host, port = split_port(where)
-    asked: dict[str, Any] = {"client_keys": None, "agent_path": None, "config": _config_files(how)}
-    own = asyncssh.SSHClientConnectionOptions(host=check_host(host), **asked)
+    own = _unkeyed(how, host=check_host(host))
     return Destination(Target(check_host(host), check_user(user or own.username), check_port(port or own.port)))
 
 
@@ -275,10 +273,28 @@ def _prepare(destination: Destination, how: Dialling, offer: _Offer) -> _Ready:
 
 
 def _config(destination: Destination, how: Dialling) -> Any:
-    """What the user's ssh_config says for the destination, as asyncssh read it. No key is."""
+    """What the user's ssh_config says for the destination, as asyncssh read it."""
     target = destination.target
-    blank: dict[str, Any] = {"client_keys": None, "agent_path": None, "config": _config_files(how)}
-    return asyncssh.SSHClientConnectionOptions(host=target.host, port=target.port, username=target.user, **blank).config
+    return _unkeyed(how, host=target.host, port=target.port, username=target.user).config
+
+
+def _unkeyed(how: Dialling, **asked: Any) -> asyncssh.SSHClientConnectionOptions:
+    """Options for what ssh_config says; no key is read."""
+    return asyncssh.SSHClientConnectionOptions(client_keys=None, agent_path=None, config=_config_files(how), **asked)
+
+
+def overruled(target: Target, how: Dialling) -> list[tuple[str, object, object]]:
+    """
+    `User` and `Port` of the user's ssh_config where they are not *target*'s: keyword, theirs, ours. For a thread.
+
+    A broken ssh_config says nothing here; dialling tells.
+    """
+    try:
+        config: Any = _unkeyed(how, host=target.host).config
+    except FAILURES:
+        return []
+    said = (("User", config.get("User"), target.user), ("Port", config.get("Port"), target.port))
+    return [(keyword, theirs, ours) for keyword, theirs, ours in said if theirs not in (None, ours)]
 
 
 def _config_files(how: Dialling) -> list[str]:
@@ -290,13 +306,13 @@ def _keys(destination: Destination, config: Any, passphrases: Passphrases) -> tu
     """The keys to offer, and how asyncssh is told: the file that is named, else ssh_config's, else the usual ones."""
     named = destination.identity_file
     paths = [named] if named is not None else _configured(config) or _usual()
-    ring = KeyRing(passphrases, paths, named=named is not None and not _public_halves(named))
+    ring = KeyRing(passphrases, paths, named=named is not None)
     asked: dict[str, Any] = {"client_keys": _Keys(ring.pairs)}
     if named is not None or config.get("IdentitiesOnly"):
         # Only these, so that a full agent doesn't use up the server's patience before them. An empty list would be all.
         halves = [
             *(pair.public_data for pair in ring.pairs),
-            *(half for path in paths for half in _public_halves(path)),
+            *(half for path in paths for half in public_halves(path)),
         ]
         if halves or named is None:
             asked["agent_identities"] = halves or [b"none"]
@@ -317,16 +333,6 @@ def _configured(config: Any) -> list[str]:
 def _usual() -> list[str]:
     """What ssh tries where nobody names a key."""
     return [str(path) for name in USUAL_KEYS if (path := Path("~/.ssh", name).expanduser()).is_file()]
-
-
-def _public_halves(path: str) -> list[bytes]:
-    """Of the key in *path*, as an agent names it: its own where it is a public key, and those beside it."""
-    found: list[bytes] = []
-    for read in (asyncssh.read_public_key, asyncssh.read_certificate):
-        for file in (path, f"{path}.pub", f"{path}-cert.pub"):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(read(file).public_data)
-    return found
 
 
 def _known_hosts_files(destination: Destination, config: Any) -> list[str]:

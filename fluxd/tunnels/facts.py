@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from fluxd.core.login import Unproven
 from fluxd.journal import Key, TunnelRecord
 from fluxd.plane import Caller
 from fluxplane import wire as plane_wire
@@ -51,6 +52,8 @@ class Facts:
     renew: bool = False
     ttl_s: int | None = None
     notices: list[str] = field(default_factory=list)
+    # Why nobody knows whose Postgres it is, as a sentence.
+    unproven: str | None = None
 
     @property
     def project(self) -> str:
@@ -64,6 +67,11 @@ class Facts:
     def username(self) -> str | None:
         """Of v1, whose user is always the same."""
         return None if isinstance(self.plan, plane_wire.PooledPlan) else self.plan.database.username
+
+    def say_unproven(self, unproven: Unproven) -> None:
+        """Its clients are let through, but a person should know that nobody knows whose Postgres that is."""
+        self.unproven = f"This Postgres cannot be proven to be the project's own: {unproven}."
+        self.say_once(self.unproven)
 
     def say_once(self, notice: str) -> None:
         if notice not in self.notices:

@@ -12,7 +12,9 @@ offers it, and only one that the host would take is asked for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,9 @@ import asyncssh
 from fluxd import wire
 from fluxd.core.errors import SSHKeyEncrypted
 
+NEEDS_FIDO2: Final = (
+    "It is a security key's: your ssh-agent can use it; without one fluxd has to be installed with the extra fido2."
+)
 WRONG: Final = "That is not the passphrase of the key."
 
 
@@ -83,16 +88,18 @@ class KeyRing:
         self._mute: list[str] = []
         for path in paths:
             try:
-                self.pairs += self._loaded(path)
+                self.pairs += _usable(self._loaded(path))
             except (OSError, ValueError):
                 if named:
                     raise
 
-    def _loaded(self, path: str) -> Iterable[asyncssh.SSHKeyPair]:
+    def _loaded(self, path: str) -> Sequence[asyncssh.SSHKeyPair]:
+        if _is_public(path):
+            return ()  # it says which of the agent's keys is meant
         if not _is_encrypted(path):
             return asyncssh.load_keypairs([path])
         self._encrypted.append(path)
-        if any(Path(f"{path}{end}").is_file() for end in (".pub", "-cert.pub")):
+        if public_halves(path):
             # asyncssh asks back only when it signs, and takes a ValueError for a key that is not to be had.
             return asyncssh.load_keypairs([path], self._opened)  # type: ignore[arg-type]  # it documents callables
         self._mute.append(path)
@@ -113,6 +120,26 @@ class KeyRing:
     def locked(self) -> bool:
         """Whether any of them would have to be asked for. Reads files: for a thread."""
         return any(self._passphrases.lacks(path) for path in self._encrypted)
+
+
+def public_halves(path: str) -> list[bytes]:
+    """Of the key in *path*, as an agent names it: what the file itself says (OpenSSH's do), and those beside it."""
+    found: list[bytes] = []
+    for read in (asyncssh.read_public_key, asyncssh.read_certificate):
+        for file in (path, f"{path}.pub", f"{path}-cert.pub"):
+            with suppress(OSError, ValueError):
+                found.append(read(file).public_data)
+    return found
+
+
+def _is_public(path: str) -> bool:
+    return b"PRIVATE KEY" not in Path(path).read_bytes() and bool(public_halves(path))
+
+
+def _usable(pairs: Sequence[asyncssh.SSHKeyPair]) -> Sequence[asyncssh.SSHKeyPair]:
+    if any(pair.algorithm.startswith(b"sk-") for pair in pairs) and find_spec("fido2") is None:
+        raise asyncssh.KeyImportError(NEEDS_FIDO2)  # asyncssh would find out while it signs, and hang up
+    return pairs
 
 
 def _is_encrypted(path: str) -> bool:

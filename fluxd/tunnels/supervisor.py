@@ -42,7 +42,7 @@ from fluxd.settings import TunnelSettings
 from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
-from .dial import Destination, Dialling, asks_for_passphrase
+from .dial import Destination, Dialling, asks_for_passphrase, overruled
 from .doors import Door, Doors, Place
 from .events import Events
 from .facts import Facts, Wish, recalled
@@ -232,7 +232,7 @@ class Supervisor:
     async def _new(self, request: wire.OpenTunnel, caller: Caller, planned: Planned) -> Tunnel:
         plan, raw = planned
         target = _target(request.ssh, plan)
-        notices = [*_notices(request, plan), *await _not_honoured(target.host)]
+        notices = [*_notices(request, plan), *await asyncio.to_thread(_not_honoured, target, request.ssh)]
         self._must_be_open()  # it was when we were asked; much may have happened since
         pooled = isinstance(plan, plane_wire.PooledPlan)
         key = Key(caller.api_base, caller.account, request.hash, request.access if pooled else "readwrite")
@@ -517,9 +517,13 @@ class Supervisor:
         return self._grants.pending()
 
     def notices(self) -> Collection[str]:
-        """What a user should know of the daemon's own state: a file that could not be read, and where it is now."""
+        """What a user should know: state files that could not be read, tunnels that are unproven or in trouble."""
         found = [problem for problem in (self._journal.problem, self._ports.problem) if problem is not None]
-        return [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
+        said = [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
+        for tunnel in self._tunnels.values():
+            about = (tunnel.facts.unproven, tunnel.problem and f"{tunnel.problem.message} {tunnel.problem.hint or ''}")
+            said += [f"{tunnel.facts.project}: {one.strip()}" for one in about if one]
+        return said
 
     @asynccontextmanager
     async def events(
@@ -780,9 +784,19 @@ def _notices(request: wire.OpenTunnel, plan: plane_wire.AccessPlan) -> list[str]
     return said
 
 
-async def _not_honoured(host: str) -> list[str]:
-    found = await asyncio.to_thread(unhonoured, Path(Dialling().config), host)
-    return [f"Your ~/.ssh/config for {host} sets what fluxd does not honour: {', '.join(found)}."] if found else []
+def _not_honoured(target: Target, asked: wire.SSH) -> list[str]:
+    """What the user's ssh_config says of the host, and fluxd does otherwise. Reads files: for a thread."""
+    how = Dialling()
+    said = []
+    if found := unhonoured(Path(how.config), target.host):
+        said.append(f"Your ~/.ssh/config for {target.host} sets what fluxd does not honour: {', '.join(found)}.")
+    for keyword, theirs, ours in overruled(target, how):
+        if getattr(asked, keyword.lower()) is None:
+            said.append(
+                f"For {target.host} your ~/.ssh/config says {keyword} {theirs}, the platform {ours}, which counts. "
+                f"To use yours, set FLUX_DB_TUNNEL_SSH_{keyword.upper()}={theirs}."
+            )
+    return said
 
 
 def _target(asked: wire.SSH, plan: plane_wire.AccessPlan) -> Target:

@@ -100,7 +100,7 @@ class Tunnel:
             host,
             house.clock,
             proof=lambda: house.identity.login(facts, lambda: self.caller),
-            say=facts.say_once,
+            say=facts.say_unproven,
             moved=self.remember,
             prefer_network=facts.prefer_network,
         )
@@ -415,7 +415,7 @@ class Tunnel:
         try:
             await prove_login(self.whereabouts.open_stream, username, minted.password)
         except Unproven as unproven:
-            self.facts.say_once(f"This Postgres cannot be proven to be the project's own: {unproven}.")
+            self.facts.say_unproven(unproven)
         self.whereabouts.note_login()
 
     def _minted(self, minted: Minted) -> None:

@@ -35,7 +35,7 @@ class Whereabouts:
     """
     One tunnel's upstream: `found` last, and `stood`, which was proven last, behind the host key `proven_behind`.
 
-    *say* takes a notice; *moved* is told that one of them has changed.
+    *say* is told when it cannot be proven; *moved* is told that one of them has changed.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Whereabouts:
         clock: Clock,
         *,
         proof: Proof,
-        say: Callable[[str], None],
+        say: Callable[[Unproven], None],
         moved: Callable[[], None],
         prefer_network: str | None = None,
     ) -> None:
@@ -166,7 +166,7 @@ class Whereabouts:
             try:
                 await prove_login(lambda: self._host.open_stream(upstream.connect_to, upstream.port), user, password)
             except Unproven as unproven:
-                self._say(f"This Postgres cannot be proven to be the project's own: {unproven}.")
+                self._say(unproven)
             except UpstreamLoginFailed as refused:
                 raise UpstreamWrongServer(detail=refused.detail) from refused
         self._note_proven(upstream)

@@ -159,8 +159,10 @@ class OpenSSHHost:
         yield f"PermitOpen {' '.join(self.permit_open)}"
         if self.force_command is not None:
             yield f"ForceCommand {self.force_command}"
-        yield from self.lines  # sshd takes the first value it reads of each keyword
-        yield from BASE_CONFIG
+        yield from self.lines
+        # sshd takes the first value that it reads of each keyword; of MaxStartups the last.
+        given = {line.split()[0] for line in self.lines}
+        yield from (line for line in BASE_CONFIG if line.split()[0] not in given)
 
     def _ready(self) -> bool:
         give_up_at = time.monotonic() + READY_WITHIN_S

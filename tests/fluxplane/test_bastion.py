@@ -13,6 +13,8 @@ import pytest
 from fluxd.core import resolver
 from fluxplane.bastion import SCRIPT_PATH, Bastion, Database
 from fluxplane.settings import OperatorError
+from tests.fluxplane.conftest import USER
+from tests.fluxplane.test_command import Operator, set_up
 from tests.furniture.sshd import OpenSSH, serving
 
 POOL = Database("flux-postgres-v2", 5432, "flux-postgres-v2")
@@ -212,3 +214,17 @@ def test_the_command_prints_the_pools_account(tmp_path):
     assert 'restrict,port-forwarding,permitopen="flux-postgres-v2:5432"' in whole.stdout
     part = subprocess.run([*argv, "--part", "script"], env=environment, capture_output=True, text=True, check=False)
     assert part.stdout.startswith("#!/bin/sh\n")
+
+
+def test_the_command_prints_a_projects_account(pool18, tmp_path):
+    operator = Operator(pool18, tmp_path)
+    set_up(operator)
+    told = operator.run(
+        *("project", "create", "--user", USER, "--slug", "acme", "--mode", "v1_dedicated", "--hash", "abc1234")
+    )
+    assert "abc1234" in told
+    whole = operator.run("bastion-config", "--user", USER, "--hash", "abc1234")
+    assert 'restrict,port-forwarding,permitopen="flux-abc1234-acme-db:5432"' in whole
+    assert "getent hosts flux-abc1234-acme-db" in whole
+    assert "flux-postgres-v2" not in whole
+    assert "--user too" in operator.run("bastion-config", "--hash", "abc1234", code=1)

@@ -18,6 +18,7 @@ from fluxd.tunnels.failures import FAILURES, problem_of
 from fluxplane.lab import keys
 from tests.fluxd.tunnels.test_openssh_ways import block, by_config, jump, known_as  # noqa: F401 - a fixture among them
 from tests.fluxd.tunnels.test_ssh import HOW, destination, host_of, listening, problem_of_dialling
+from tests.fluxd.tunnels.upstreams import slam
 from tests.furniture.sshd import OpenSSH, serving
 
 # Every exception that asyncssh defines. What dialling may end with, by its problem:
@@ -272,26 +273,89 @@ async def test_a_jump_host_that_does_not_lead_on(openssh, ssh_home, tmp_path, li
 # ------------------------------------------------------------- what does not answer
 
 
-async def test_a_host_whose_accept_queue_is_full(embedded):
-    """The kernel drops who comes then, without a word."""
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        waiting = []
-        try:
+@pytest.fixture
+def full():
+    """A port whose accept queue is full: the kernel drops who comes then, without a word."""
+    waiting = []
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        with contextlib.suppress(TimeoutError):
             while True:
                 waiting.append(socket.socket())
                 waiting[-1].settimeout(0.2)
-                waiting[-1].connect(full.getsockname())
-        except TimeoutError:
-            how = Dialling(config="/nonexistent", connect_s=0.5)
-            problem = await problem_of_dialling(destination(embedded, port=full.getsockname()[1]), how)
-        finally:
-            for one in waiting:
-                one.close()
+                waiting[-1].connect(listener.getsockname())
+        yield listener.getsockname()[1]
+    for one in waiting:
+        one.close()
+
+
+async def test_a_host_whose_accept_queue_is_full(embedded, full):
+    how = Dialling(config="/nonexistent", connect_s=0.5)
+    problem = await problem_of_dialling(destination(embedded, port=full), how)
     assert problem.code == "ssh_unreachable"
     assert "did not answer in time" in problem.message
     assert "overloaded" in problem.hint
+
+
+async def test_a_database_whose_accept_queue_is_full(openssh, full, monkeypatch):
+    monkeypatch.setattr("fluxd.tunnels.ssh.CHANNEL_S", 0.5)
+    async with host_of(openssh) as host:
+        await host.reach()
+        with pytest.raises(errors.UpstreamUnreachable, match="did not answer within") as caught:
+            await host.open_channel(asyncio.Protocol, "127.0.0.1", full)
+        assert host.state == "up"
+        assert "fluxctl doctor" in caught.value.hint
+
+
+async def one_that_is_greeted(host) -> asyncio.StreamWriter:
+    """A connection that sshd waits for; others may have to leave before there is room for it."""
+    async with asyncio.timeout(10):
+        while True:
+            reader, writer = await asyncio.open_connection(host.host, host.port)
+            if (await reader.readline()).startswith(b"SSH-"):
+                return writer
+            writer.close()
+
+
+async def test_a_host_with_too_many_who_are_not_yet_in(ssh_home):
+    """sshd's MaxStartups."""
+    async with serving(OpenSSH(ssh_home, lines=("MaxStartups 1",))) as host:
+        first = await one_that_is_greeted(host)
+        problem = await problem_of_dialling(destination(host))
+        first.close()
+    assert problem.code == "ssh_handshake_failed"
+    assert "MaxStartups" in problem.hint
+
+
+@pytest.mark.parametrize("after", [1, 30, 500, 1200, 1500])
+async def test_a_host_that_dies_in_the_middle_of_the_handshake(openssh, after):
+    """A real sshd, cut off by a reset after so many of its bytes: in its greeting, its offer, its key, its consent."""
+
+    async def cut_off(reader, writer):
+        there, to_there = await asyncio.open_connection(openssh.host, openssh.port)
+
+        async def forth():
+            while piece := await reader.read(65536):
+                to_there.write(piece)
+
+        forwards = asyncio.create_task(forth())
+        left = after
+        while left and (piece := await there.read(left)):
+            left -= len(piece)
+            writer.write(piece)
+            await writer.drain()
+        slam(writer)
+        forwards.cancel()
+        await asyncio.wait([forwards])
+        to_there.close()
+        await to_there.wait_closed()
+
+    async with listening(cut_off) as port:
+        openssh.known_hosts.write_text(keys.known_hosts_line("127.0.0.1", port, openssh.host_key))
+        problem = await problem_of_dialling(destination(openssh, port=port))
+    assert problem.code == "ssh_handshake_failed"
+    assert problem.hint
 
 
 async def test_a_host_on_ipv6_alone(ssh_home):

@@ -337,3 +337,25 @@ def test_a_port_that_somebody_listens_on_is_taken(address):
 def test_an_address_that_is_not_this_machines_is_refused():
     with pytest.raises(LocalHostForbidden):
         bind("192.0.2.1", 0)
+
+
+async def test_more_clients_than_the_accept_queue_holds_are_all_served(monkeypatch):
+    """Those beyond it the kernel has try again; nobody is lost, and nobody is told that nobody is there."""
+    monkeypatch.setattr("fluxd.tunnels.forward.BACKLOG", 2)
+    async with Upstream() as upstream:
+
+        async def open_channel(protocol):
+            transport, _ = await asyncio.get_running_loop().create_connection(protocol, "127.0.0.1", upstream.port)
+            return transport
+
+        forward = Forward(bind("127.0.0.1", 0), open_channel=open_channel, observe=lambda *_: None)
+        clients = [asyncio.create_task(connect(forward)) for _ in range(8)]
+        await until(lambda: sum(one.done() for one in clients) == 3, "the queue to be full")
+        await forward.start()
+        async with asyncio.timeout(20):
+            for reader, writer in await asyncio.gather(*clients):
+                writer.write(b"here")
+                assert await reader.readexactly(4) == b"here"
+                await bye(writer)
+        forward.stop_listening()
+        await forward.close_relays()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 
+import msgspec
 import pytest
 
 from fluxd import wire
@@ -303,6 +304,50 @@ async def test_a_container_that_moved_is_asked_for_again(small_rig, monkeypatch)
     monkeypatch.setattr("fluxd.tunnels.whereabouts.ADDRESS_FRESH_S", 0.0)
     assert await small_rig.ask(opened) == opened.credential.username
     assert small_rig.up.show("foundry").upstream == f"127.0.0.2:{small_rig.postgres.port}"
+
+
+async def test_after_a_reconnect_it_is_asked_for_again_however_fresh_the_address_is(small_rig):
+    opened = await small_rig.open()
+    small_rig.host.know_container("flux-5774112-foundry-db", small_rig.postgres.port, {"net": "127.0.0.2"})
+    small_rig.host.allow("127.0.0.2", "127.0.0.1", small_rig.postgres.port)
+    await small_rig.host.hang_up()
+    assert await small_rig.ask(opened) == opened.credential.username
+    assert small_rig.up.show("foundry").upstream == f"127.0.0.2:{small_rig.postgres.port}"
+
+
+@pytest.fixture
+def ssh_config(monkeypatch, tmp_path):
+    """The user's own, as the daemon reads it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ssh" / "config"
+    path.parent.mkdir(mode=0o700)
+    return path
+
+
+async def test_the_plans_user_and_port_count_and_what_ssh_config_says_is_told(small_rig, ssh_config):
+    ssh_config.write_text("Host 127.*\n  User somebody\n  Port 2222\n")
+    opened = await small_rig.open(V1_HASH)
+    assert await small_rig.ask(opened) == "postgres"
+    user, port = (one for one in opened.notices if "ssh/config" in one)
+    assert "User somebody" in user
+    assert "FLUX_DB_TUNNEL_SSH_USER=somebody" in user
+    assert "FLUX_DB_TUNNEL_SSH_PORT=2222" in port
+
+
+async def test_what_the_shell_says_counts_before_both_and_nothing_is_told(small_rig, ssh_config):
+    ssh_config.write_text("Host 127.*\n  User somebody\n  Port 2222\n")
+    host, small_rig.plane.ssh = small_rig.host, {**small_rig.plane.ssh, "sshUser": "planned", "sshPort": 2}
+    said = msgspec.structs.replace(small_rig.ssh, user=host.user, port=host.port)
+    opened = await small_rig.open(V1_HASH, ssh=said)
+    assert opened.tunnel.ssh == f"{host.user}@{host.host}:{host.port}"
+    assert [one for one in opened.notices if "ssh/config" in one] == []
+
+
+async def test_ssh_configs_alias_of_the_plans_host_counts(small_rig, ssh_config):
+    host = small_rig.host
+    ssh_config.write_text(f"Host bastion\n  HostName {host.host}\n  HostKeyAlias [{host.host}]:{host.port}\n")
+    small_rig.plane.ssh["sshHost"] = "bastion"
+    assert await small_rig.ask(await small_rig.open(V1_HASH)) == "postgres"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.2", "::", "example.com", "127.0.0.1.example.com"])

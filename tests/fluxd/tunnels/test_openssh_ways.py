@@ -4,7 +4,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import asyncssh
 import pytest
+from asyncssh.public_key import _sk_alg_map
+from asyncssh.sk import SSH_SK_ED25519
 
 from fluxd import wire
 from fluxd.tunnels.dial import Dialling, asks_for_passphrase, dial
@@ -100,6 +103,26 @@ async def test_a_certificate_that_has_ended_is_refused(certified, tmp_path):
     key = new_key(tmp_path / "id")
     user_certificate(authority, key, host.user, validity="20200101:20200102")
     assert (await problem_of_dialling(destination(host, identity=str(key)))).code == "ssh_auth_failed"
+
+
+def security_key(path: Path) -> Path:
+    """As `ssh-keygen -t ed25519-sk` leaves it, without the token that it would want to be touched."""
+    make, _ = _sk_alg_map[SSH_SK_ED25519]
+    point = asyncssh.generate_private_key("ssh-ed25519").public_data[-32:]
+    path.write_bytes(make.make_private((point, "ssh:", 1, b"handle", b"")).export_private_key())
+    path.chmod(0o600)
+    return path
+
+
+async def test_a_security_keys_file_wants_an_agent_or_the_extra(openssh, tmp_path):
+    """asyncssh would load it, and break the connection when the host wants a signature."""
+    key = security_key(tmp_path / "id_ed25519_sk")
+    (openssh.home / "sshd" / "authorized_keys").write_bytes(asyncssh.read_private_key(key).export_public_key())
+    problem = await problem_of_dialling(destination(openssh, identity=str(key)))
+    assert problem.code == "ssh_key_unusable"
+    assert "the extra fido2" in problem.detail
+    how = by_config(tmp_path / "config", f"IdentityFile {key}\n")
+    assert (await problem_of_dialling(destination(openssh, identity=None), how)).code == "ssh_auth_failed"
 
 
 # --------------------------------------------------------------- encrypted keys

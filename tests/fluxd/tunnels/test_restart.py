@@ -243,24 +243,6 @@ async def test_without_a_token_a_moved_database_waits_for_one(small_rig):
     assert len(small_rig.plane.made) == 2
 
 
-async def test_a_reused_address_gets_no_client_byte(small_rig, pg18, monkeypatch):
-    """The container's address is another tenant's Postgres now: the tunnel closes loudly before a byte goes there."""
-    monkeypatch.setattr("fluxd.tunnels.whereabouts.ADDRESS_FRESH_S", 0.0)
-    opened = await small_rig.open()
-    assert await small_rig.ask(opened) == opened.credential.username
-    container = "flux-5774112-foundry-db"
-    small_rig.host.know_container(container, small_rig.postgres.port, {"net": "127.0.0.3"})
-    small_rig.host.server.targets["127.0.0.3", small_rig.postgres.port] = ("127.0.0.1", pg18.port)
-    tunnel = small_rig.up._tunnels[next(iter(small_rig.up._tunnels))]
-    up_before = tunnel.forward.bytes_down
-    with pytest.raises(psycopg.OperationalError):
-        await small_rig.connect(opened)
-    await until(lambda: small_rig.up.list() == [], "the tunnel to close")
-    assert tunnel.problem.code == "upstream_wrong_server"
-    assert tunnel.forward.bytes_down == up_before
-    await until(lambda: small_rig.roles() == set(), "the role to end")
-
-
 async def test_a_v1_database_must_hold_the_projects_password(small_rig, pg15):
     """Another server, another password: it cannot prove itself."""
     with psycopg.connect(pg15.url().reveal(), autocommit=True) as connection:

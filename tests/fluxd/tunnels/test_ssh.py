@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import subprocess
 
@@ -12,7 +13,7 @@ from fluxd.clock import Clock
 from fluxd.core import errors
 from fluxd.core.target import Target
 from fluxd.tunnels.dial import Destination, Dialling, dial
-from fluxd.tunnels.ssh import QUESTIONS_AT_ONCE, Host
+from fluxd.tunnels.ssh import Host
 from tests.fluxd.tunnels.rig import until
 from tests.fluxd.tunnels.upstreams import Upstream
 from tests.furniture.sshd import OpenSSH, serving
@@ -114,7 +115,7 @@ async def test_an_identity_file_that_cannot_be_used(embedded, tmp_path, content)
 
 async def test_an_encrypted_identity_that_no_agent_has(embedded, tmp_path):
     locked = tmp_path / "locked"
-    asyncssh.generate_private_key("ssh-ed25519").write_private_key(locked, passphrase="secret")
+    embedded.client_key.write_private_key(locked, passphrase="secret")
     problem = await problem_of_dialling(destination(embedded, identity=str(locked)))
     assert problem.code == "ssh_key_encrypted"
     assert "ssh-add" in problem.hint
@@ -314,7 +315,21 @@ async def test_questions_beyond_what_sshd_allows_wait_their_turn(openssh):
         await host.reach()
         answers = await asyncio.gather(*(host.ask("getent hosts db") for _ in range(30)))
     assert {answer.exit_code for answer in answers} == {0}
-    assert QUESTIONS_AT_ONCE < 10
+
+
+async def test_four_questions_are_asked_at_a_time(ssh_home):
+    """Of the ten that sshd allows. Each says when it comes and when it goes, which it may not before it is told to."""
+    said, go = ssh_home / "said", ssh_home / "go"
+    question = f"echo + >>{said}; until test -e {go}; do sleep 0.02; done; echo - >>{said}"
+    async with serving(OpenSSH(ssh_home, forced=False)) as openssh, host_of(openssh) as host:
+        await host.reach()
+        asking = asyncio.gather(*(host.ask(question) for _ in range(12)))
+        await until(lambda: said.exists() and said.read_text().count("+") == 4, "four questions")
+        await asyncio.sleep(0.3)  # for a fifth, which would be there by now
+        go.touch()
+        await asking
+    at_once = list(itertools.accumulate(1 if one == "+" else -1 for one in said.read_text().split()))
+    assert (max(at_once), len(at_once)) == (4, 24)
 
 
 async def test_a_host_that_is_busy_is_asked_again(ssh_home):
