@@ -89,7 +89,7 @@ def main() -> int:
     except Problem as problem:
         return _say(problem)
     except KeyboardInterrupt:
-        return 130
+        return _say(Problem("interrupted"))
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); the interpreter must not trip over it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

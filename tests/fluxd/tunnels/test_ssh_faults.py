@@ -18,6 +18,7 @@ from fluxd.tunnels.forward import Forward, bind
 from fluxd.tunnels.ssh import Host
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, until
 from tests.furniture.faults import fault_proxy
+from tests.furniture.provoked import provoked
 
 
 @pytest.fixture
@@ -66,6 +67,8 @@ async def test_a_lost_connection_keeps_the_listener_and_the_next_client_works(fa
                 await connection.execute("SELECT 1")
         assert await faulty_rig.ask(opened) == "postgres"
         await until(lambda: {"host_lost", "host_up"} <= {name for name, _ in names}, "the events of it")
+    lost = next(problem for name, problem in names if name == "reconnecting")
+    provoked("ssh_lost", lost, says=f"{faulty_rig.host.host}:{faulty_rig.host.port} was lost")
     assert listening_inode(opened.tunnel.port) == listener is not None
     assert faulty_rig.up.show("yeastcoast").state == "up"
 
