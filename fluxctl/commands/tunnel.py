@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fluxctl.options import Arguments
-    from fluxd.shapes import HostStatus, Status, Tunnel
+    from fluxd.shapes import HostStatus, Status, Tunnel, TunnelClosed
 
 _HEAD = ("ID", "PROJECT", "HASH", "MODE", "ACCESS", "STATE", "LOCAL", "LEASE", "CLIENTS", "UP", "DOWN")
 
@@ -62,15 +62,19 @@ def close(arguments: Arguments) -> int:
         closed.append(answer)
         opening.say_notices(answer)
         if not arguments.json:
-            screen.line(_closed_text(name, answer["tunnel"], revoked=answer["revoked"]))
+            screen.line(_closed_text(name, answer))
     if arguments.json:
         screen.json({"closed": closed})
     return 0
 
 
-def _closed_text(name: str, found: Tunnel | None, *, revoked: bool) -> str:
+def _closed_text(name: str, answer: TunnelClosed) -> str:
+    found, revoked = answer["tunnel"], answer["revoked"]
+    if found is None and not revoked:
+        # What is noticed here is a plane that cannot revoke.
+        return f"The temporary roles of {name} {'end at their expiry' if answer['notices'] else 'are ending'}."
     if found is None:
-        return f"Ended the temporary roles of {name}." if revoked else f"The temporary roles of {name} are ending."
+        return f"Ended the temporary roles of {name}."
     roles = ", its temporary role ended" if revoked and found["mode"] != "v1_dedicated" else ""
     return f"Closed {found['project']} ({found['hash']}) on port {found['port']}{roles}."
 
