@@ -250,7 +250,8 @@ def _host_text(host: HostStatus) -> str:
 
 def _event_text(event: Any) -> str:
     tunnel, host, problem = event.get("tunnel"), event.get("host"), event.get("problem")
-    about = f"{tunnel['project']} {_local(tunnel)}" if tunnel else f"{host['host']}:{host['port']}" if host else ""
+    bound = f" {_local(tunnel)}" if tunnel and tunnel["port"] else ""
+    about = f"{tunnel['project']}{bound}" if tunnel else f"{host['host']}:{host['port']}" if host else ""
     said = (problem or {}).get("message") or event.get("message") or ""
     if event["name"] == "snapshot":
         said = f"{_count(len(event.get('tunnels') or ()), 'tunnel')} open"

@@ -302,10 +302,37 @@ def test_without_extensions_every_command_works_and_says_once_what_cannot_be(
         wait_until(lambda: held.err or project == YEASTCOAST, "the notice")
         lines = [line for line in held.err.splitlines() if "cannot renew or revoke" in line]
         assert len(lines) == (1 if project == FOUNDRY else 0)
-    said(daemon.flux("project", "credentials", *project, env=env))
-    said(daemon.flux("activity", *project, env=env))
-    said(daemon.flux("list", env=env))
-    said(daemon.flux("doctor", *project, env=env))
+    for words in (
+        ("project", "credentials", *project),
+        ("activity", *project),
+        ("list",),
+        ("doctor", *project),
+        ("exec", *project, "--", "psql", "-Atc", "SELECT 1"),
+        ("db", "dump", *project, "--schema-only"),
+        ("tunnel", "open", *project),
+        ("tunnel", "list"),
+        ("tunnel", "show", project[0]),
+        ("status",),
+        ("tunnel", "close", project[0]),
+        ("tunnel", "forget", project[0]),
+    ):
+        said(daemon.flux(*words, env=env))
+
+
+@pytest.mark.parametrize("words", [("gui-config", "--create-temp-credentials"), ("tunnel", "--print-config")])
+def test_without_extensions_a_role_without_a_tunnel_is_said_to_end_by_itself(daemon: Daemon, contract_lab: Lab, words):
+    done = daemon.flux("db", words[0], *FOUNDRY, *words[1:], "--ttl", "60", env=contract_lab.env)
+    assert "flux_temp_ro_5774112_" in said(done)
+    assert "ends it sooner" not in done.stdout
+    assert done.stderr.count("cannot renew or revoke") == 1
+    closed = daemon.flux("tunnel", "close", "foundry", env=contract_lab.env)
+    assert "end at their expiry" in said(closed)
+    assert closed.stderr.count("cannot renew or revoke") == 1
+
+
+def test_without_extensions_v1_s_password_is_revealed_all_the_same(daemon: Daemon, contract_lab: Lab):
+    password = str(psycopg.conninfo.conninfo_to_dict(contract_lab.dedicated_url)["password"])
+    assert said(daemon.flux("db", "password", *YEASTCOAST, env=contract_lab.env)) == f"{password}\n"
 
 
 def test_without_extensions_what_needs_one_says_so(daemon: Daemon, contract_lab: Lab):

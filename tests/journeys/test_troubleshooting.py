@@ -365,6 +365,8 @@ def test_a_command_line_that_is_not_understood(refused):
         "usage", refused("db", "tunnel", *FOUNDRY, "--local-port", "80abc"), says="80abc", hint="See `flux"
     )
     assert "flux db tunnel --help" in error
+    done = refused("db", "tunnel", *FOUNDRY, "--readonly", "--readwrite")
+    assert "flux db tunnel --help" in provoked("usage", done, says="exclude each other", hint="See `flux")
 
 
 def test_no_project_is_named(refused):
