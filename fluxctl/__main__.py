@@ -89,7 +89,7 @@ def main() -> int:
     except Problem as problem:
         return _say(problem)
     except KeyboardInterrupt:
-        return 130
+        return _say(Problem("interrupted"))
     except Stopped as stop:
         return 128 + stop.number
     except BrokenPipeError:
@@ -131,7 +131,7 @@ def _run_in_group(words: Sequence[str], group: Mapping[str, tuple[str, str]]) ->
     if node is None and words[0] in _OURS_ALONE:
         raise Problem("usage", f"unknown command `{words[0]} {words[1]}`")
     if node is None:
-        return _hand_over(words)
+        return _hand_over(words, named=2)
     return _run_command(f"{words[0]} {words[1]}", words[1], node, words[2:])
 
 
@@ -139,19 +139,19 @@ def _run_command(path: str, word: str, node: tuple[str, str], words: Sequence[st
     module = __import__(f"fluxctl.commands.{node[0]}", fromlist=["COMMANDS"])
     command: options.Command = module.COMMANDS[word]
     try:
-        arguments = options.parse(command, words)
+        return command.run(options.parse(command, words))
     except options.HelpWanted:
         return _print([*options.help_text(f"flux {path}", node[1], command), *_examples(path)])
     except Problem as problem:
-        problem.hint = f"See `flux {path} --help`."
+        if problem.code == "usage" and not problem.hinted:
+            problem.hint = f"See `flux {path} --help`."
         raise
-    return command.run(arguments)
 
 
-def _hand_over(words: Sequence[str]) -> int:
+def _hand_over(words: Sequence[str], *, named: int = 1) -> int:
     from fluxctl import handover  # noqa: PLC0415 - rarely
 
-    handover.to_next_flux(words)
+    handover.to_next_flux(words, named=named)
 
 
 def _complete(words: Sequence[str]) -> int:

@@ -113,8 +113,9 @@ class Client:
         found: Tunnel = self._send("POST", path, {**body, "plane": self.env.plane()} if same else body)["tunnel"]
         return found
 
-    def plan(self, project_hash: str) -> PlanAnswer:
-        found: PlanAnswer = self._get(f"/v1/plans/{project_hash}")
+    def plan(self, project_hash: str, *, local_port: int | None = None) -> PlanAnswer:
+        query = f"?local_port={local_port}" if local_port is not None else ""
+        found: PlanAnswer = self._get(f"/v1/plans/{project_hash}{query}")
         return found
 
     def grant(self, project_hash: str, body: MintGrant) -> GrantMinted:

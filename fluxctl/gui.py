@@ -175,7 +175,8 @@ def programs(connection: Connection) -> dict[str, str]:
 
 def _as_long_as(connection: Connection) -> str:
     if connection.kept:
-        return f"This works until `fluxctl tunnel close {connection.slug}`, or until the credential ends."
+        lease = ", or until the credential ends" if connection.pooled else ""
+        return f"This works until `fluxctl tunnel close {connection.slug}`{lease}."
     return "This only works while `flux db tunnel` runs."
 
 

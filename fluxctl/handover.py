@@ -17,16 +17,17 @@ MARK = "FLUXCTL_HANDED_OVER"
 _LONGEST_SCRIPT = 8192
 
 
-def to_next_flux(words: Sequence[str]) -> NoReturn:
+def to_next_flux(words: Sequence[str], *, named: int = 1) -> NoReturn:
     """
-    Become the next `flux`.
+    Become the next `flux`; the first *named* words are the command that this one lacks.
 
     Raises:
         Problem: next_flux_missing.
     """
     found = None if os.environ.get(MARK) else next(_others(), None)
     if found is None:
-        raise Problem("next_flux_missing", f"`flux {words[0]}` is not a command of this flux, and no other is on PATH.")
+        command = " ".join(words[:named])
+        raise Problem("next_flux_missing", f"`flux {command}` is not a command of this flux, and no other is on PATH.")
     os.environ[MARK] = "1"
     sys.stdout.flush()
     try:

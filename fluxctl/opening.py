@@ -109,6 +109,21 @@ def is_loopback(host: str) -> bool:
     return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() and int(part) < 256 for part in parts)
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether a tunnel could listen there now."""
+    from _socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket  # noqa: PLC0415 - only where it is asked
+
+    probe = socket(AF_INET6 if ":" in host else AF_INET)
+    try:
+        probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        probe.bind((host, port))
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
 def chosen_project(arguments: Arguments) -> Project:
     """The project that the command line or flux.json names."""
     return project.choose(arguments.name, arguments.project, arguments.hash)

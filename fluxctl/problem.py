@@ -20,7 +20,7 @@ class Problem(Exception):
     A fact a person can be told, and the way out of it.
 
     `message`, `hint` and `exit_code` default to the table's for *code*. None of the texts holds a secret, and none can
-    repaint a terminal: what is not printable is shown as `?`.
+    repaint a terminal: what is not printable is shown as `?`. `hinted`: the hint is not the table's.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Problem(Exception):
         self.message = printable(message or summary)
         self.detail = printable(detail) if detail else None
         self.hint = printable(hint or advice or "") or None
+        self.hinted = hint is not None
         self.exit_code = exits if exit_code is None else exit_code
         super().__init__(self.message)
 

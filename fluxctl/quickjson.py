@@ -42,6 +42,9 @@ def loads(data: bytes) -> Any:
         raise ValueError(f"no JSON value at character {stop.value}") from None
     except RecursionError:
         raise ValueError("JSON nested too deep") from None
+    except SystemError:
+        # The scanner takes its JSONDecodeError from `json.decoder` only if that was imported, and else raises nothing.
+        raise ValueError("not one JSON value") from None
     if end != len(text):
         raise ValueError(f"something follows the JSON value at character {end}")
     return value

@@ -203,6 +203,7 @@ class PlanAnswer(TypedDict):
 
     plan: dict[str, Any]
     tunnels: list[Tunnel]
+    ports: dict[str, int]
     notices: list[str]
 
 

@@ -316,6 +316,9 @@ class PlanAnswer(Answer, frozen=True):
     plan: dict[str, Any]
     # The forwards of this project that are open now, so that a printed port is the real one.
     tunnels: list[Tunnel]
+    # By access, the local port that a tunnel would try first: the project's own, else the lowest that is nobody's.
+    # A v1 project's one tunnel is `readwrite`.
+    ports: dict[str, int]
     notices: list[str]
 
 

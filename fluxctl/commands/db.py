@@ -42,7 +42,7 @@ def access_plan(arguments: Arguments) -> int:
     opening.refuse_contradictions(arguments)
     chosen = opening.chosen_project(arguments)
     client = _client(arguments)
-    answer = client.plan(chosen.hash)
+    answer = client.plan(chosen.hash, local_port=arguments.local_port)
     plan = _as_asked(answer, arguments, client.env)
     opening.warn_of_other_name(chosen, plan["projectName"])
     if arguments.json:
@@ -93,31 +93,52 @@ def gui_config(arguments: Arguments) -> int:
     opening.refuse_contradictions(arguments)
     chosen = opening.chosen_project(arguments)
     client = _client(arguments)
-    answer = client.plan(chosen.hash)
-    return _config_only(arguments, chosen, client, answer, mints=arguments.create_temp_credentials)
+    return _config_only(arguments, chosen, client, mints=arguments.create_temp_credentials)
 
 
-def _config_only(arguments: Arguments, chosen: Project, client: Client, answer: PlanAnswer, *, mints: bool) -> int:
+def _config_only(arguments: Arguments, chosen: Project, client: Client, *, mints: bool) -> int:
     """The GUI block without a tunnel of its own: of the one that is open, else of the one that would be."""
+    answer = client.plan(chosen.hash, local_port=arguments.local_port)
     plan = _as_asked(answer, arguments, client.env)
     opening.warn_of_other_name(chosen, plan["projectName"])
     if plan["mode"] == V1:
         opening.refuse_for_dedicated(arguments)
-    minted = client.grant(chosen.hash, opening.mint_body(arguments)) if mints and plan["mode"] != V1 else None
+    is_open, minted = _open_tunnel(answer, arguments) is not None, None
+    if mints and plan["mode"] != V1:
+        if not is_open:
+            _refuse_in_vain(arguments, plan["tunnel"])
+        minted = client.grant(chosen.hash, opening.mint_body(arguments))
     credential = minted["credential"] if minted else None
     connection = gui.of_plan(
         plan,
         host=plan["tunnel"]["recommendedLocalHost"],
         port=plan["tunnel"]["recommendedLocalPort"],
-        is_open=_open_tunnel(answer, arguments) is not None,
+        is_open=is_open,
         credential=credential,
     )
     if arguments.json:
         screen.json(_config_json(plan, connection, credential, whole_plan=mints or arguments.print_config))
     else:
-        _print_config(connection, credential)
+        _print_config(connection, credential, revocable={"grant_id", "revoke"} <= set(plan.get("extensions", ())))
     opening.say_notices(answer, minted or {})
     return 0
+
+
+def _refuse_in_vain(arguments: Arguments, tunnel: Mapping[str, Any]) -> None:
+    """
+    No role for a tunnel that could not be opened as these arguments say.
+
+    Raises:
+        Problem: ssh_host_missing, port_taken.
+    """
+    if not tunnel["sshHost"]:
+        raise Problem("ssh_host_missing")
+    if arguments.strict_port:
+        asked, port = arguments.local_port, tunnel["recommendedLocalPort"]
+        if asked not in {None, port}:
+            raise Problem("port_taken", f"Local port {asked} is kept for another project.")
+        if not opening.is_free(tunnel["recommendedLocalHost"], port):
+            raise Problem("port_taken", f"Local port {port} is in use.")
 
 
 def _config_json(
@@ -127,15 +148,17 @@ def _config_json(
     return {"plan": shown, **_credential_json(credential), **gui_json(connection)}
 
 
-def _print_config(connection: gui.Connection, credential: Credential | None) -> None:
+def _print_config(connection: gui.Connection, credential: Credential | None, *, revocable: bool) -> None:
     print_block(connection)
     if credential:
         screen.line(screen.yellow(gui.SHOWN_ONCE))
         screen.line(f"Expires: {_expires(credential)}")
         screen.line(
-            "This role works through any tunnel to this project until then; "
-            f"`fluxctl tunnel close {connection.slug}` ends it sooner."
+            "A role was made for this block. It works through any tunnel to this project until then; "
+            "`flux db tunnel` makes one of its own."
         )
+        if revocable:
+            screen.line(f"`fluxctl tunnel close {connection.slug}` ends it sooner.")
 
 
 # ---------------------------------------------------------------------- password
@@ -175,7 +198,7 @@ def tunnel(arguments: Arguments) -> int:
     chosen = opening.chosen_project(arguments)
     client = _client(arguments)
     if arguments.print_config:
-        return _config_only(arguments, chosen, client, client.plan(chosen.hash), mints=True)
+        return _config_only(arguments, chosen, client, mints=True)
     opening.refuse_early_for_dedicated(client, chosen, arguments, readonly_too=True)
     return _hold(arguments, chosen, client)
 
@@ -318,7 +341,10 @@ def _as_asked(answer: PlanAnswer, arguments: Arguments, env: environment.Environ
         tunnel["recommendedLocalHost"], tunnel["recommendedLocalPort"] = found["host"], found["port"]
     else:
         tunnel["recommendedLocalHost"] = arguments.host or tunnel["recommendedLocalHost"]
-        tunnel["recommendedLocalPort"] = arguments.local_port or tunnel["recommendedLocalPort"]
+        access = "readwrite" if plan["mode"] == V1 else opening.access(arguments)
+        tunnel["recommendedLocalPort"] = (
+            answer.get("ports", {}).get(access) or arguments.local_port or tunnel["recommendedLocalPort"]
+        )
     return {**plan, "tunnel": tunnel}
 
 

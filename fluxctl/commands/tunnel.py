@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fluxctl.options import Arguments
-    from fluxd.shapes import HostStatus, Status, Tunnel
+    from fluxd.shapes import HostStatus, Status, Tunnel, TunnelClosed
 
 _HEAD = ("ID", "PROJECT", "HASH", "MODE", "ACCESS", "STATE", "LOCAL", "LEASE", "CLIENTS", "UP", "DOWN")
 
@@ -62,15 +62,19 @@ def close(arguments: Arguments) -> int:
         closed.append(answer)
         opening.say_notices(answer)
         if not arguments.json:
-            screen.line(_closed_text(name, answer["tunnel"], revoked=answer["revoked"]))
+            screen.line(_closed_text(name, answer))
     if arguments.json:
         screen.json({"closed": closed})
     return 0
 
 
-def _closed_text(name: str, found: Tunnel | None, *, revoked: bool) -> str:
+def _closed_text(name: str, answer: TunnelClosed) -> str:
+    found, revoked = answer["tunnel"], answer["revoked"]
+    if found is None and not revoked:
+        # What is noticed here is a plane that cannot revoke.
+        return f"The temporary roles of {name} {'end at their expiry' if answer['notices'] else 'are ending'}."
     if found is None:
-        return f"Ended the temporary roles of {name}." if revoked else f"The temporary roles of {name} are ending."
+        return f"Ended the temporary roles of {name}."
     roles = ", its temporary role ended" if revoked and found["mode"] != "v1_dedicated" else ""
     return f"Closed {found['project']} ({found['hash']}) on port {found['port']}{roles}."
 
@@ -246,7 +250,8 @@ def _host_text(host: HostStatus) -> str:
 
 def _event_text(event: Any) -> str:
     tunnel, host, problem = event.get("tunnel"), event.get("host"), event.get("problem")
-    about = f"{tunnel['project']} {_local(tunnel)}" if tunnel else f"{host['host']}:{host['port']}" if host else ""
+    bound = f" {_local(tunnel)}" if tunnel and tunnel["port"] else ""
+    about = f"{tunnel['project']}{bound}" if tunnel else f"{host['host']}:{host['port']}" if host else ""
     said = (problem or {}).get("message") or event.get("message") or ""
     if event["name"] == "snapshot":
         said = f"{_count(len(event.get('tunnels') or ()), 'tunnel')} open"

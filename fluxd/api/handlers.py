@@ -45,6 +45,7 @@ class Tunnels(Protocol):
     def show(self, name: str) -> wire.Tunnel: ...
     async def close(self, name: str) -> wire.TunnelClosed: ...
     async def renew(self, name: str, request: wire.RenewTunnel, caller: Caller) -> wire.Tunnel: ...
+    def ports_for(self, caller: Caller, project_hash: str, *, requested: int | None) -> dict[str, int]: ...
     async def mint(self, project_hash: str, request: wire.MintGrant, caller: Caller) -> wire.GrantMinted: ...
     def events(
         self, *, tunnel: str | None, hold: str | None, since: int | None
@@ -234,16 +235,19 @@ class Api(BackupsApi):
     async def plan(self, request: web.Request) -> web.Response:
         project_hash = callers.project_hash(request.match_info["hash"])
         ssh = callers.ssh(request)
+        local_port = callers.number(request, "local_port", wire.PortNumber)
         caller = await self._tokens.resolve(callers.plane(request))
         _typed, plan = await self._control.plan(
             caller,
             project_hash,
-            local_port=callers.number(request, "local_port", wire.PortNumber),
+            local_port=local_port,
             ssh_host=ssh.host,
             ssh_user=ssh.user,
             ssh_port=ssh.port,
         )
-        return answer(wire.PlanAnswer(plan=plan, tunnels=self._open_for(caller, project_hash), notices=[]))
+        tunnels = self._open_for(caller, project_hash)
+        ports = self._tunnels.ports_for(caller, project_hash, requested=local_port)
+        return answer(wire.PlanAnswer(plan=plan, tunnels=tunnels, ports=ports, notices=[]))
 
     def _open_for(self, caller: Caller, project_hash: str | None = None) -> list[wire.Tunnel]:
         return [

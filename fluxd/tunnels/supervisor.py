@@ -25,6 +25,7 @@ from fluxd.core.errors import (
     FluxError,
     HoldUnknown,
     LocalHostForbidden,
+    NoPortLeft,
     NotSupportedByPlane,
     PortTaken,
     ShuttingDown,
@@ -419,6 +420,17 @@ class Supervisor:
             await host.aclose()
 
     # ---------------------------------------------------------------------- ports
+
+    def ports_for(self, caller: Caller, project_hash: str, *, requested: int | None) -> dict[str, int]:
+        """By access, the port that a tunnel of *caller* to this project would try first, where there is one."""
+        found: dict[str, int] = {}
+        for access in _ACCESSES:
+            key = Key(caller.api_base, caller.account, project_hash, access)
+            with contextlib.suppress(PortTaken, NoPortLeft):
+                found[access] = ports.propose_port(
+                    key, owned=self._ports.owned, requested=requested, first=self._settings.first_port
+                )
+        return found
 
     async def _bound(self, tunnel: Tunnel, requested: int | None, *, strict: bool) -> Forward:
         """A forward on the tunnel's own port; the first time, and when that is busy, on the next free one."""

@@ -1,75 +1,10 @@
 """What the daemon answers for the contract's two projects: plans as the contract prints them, ids and times fixed."""
 
-PLAN_V1 = {
-    "mode": "v1_dedicated",
-    "supported": True,
-    "projectName": "acme",
-    "projectHash": "abc1234",
-    "engine": "postgres",
-    "transport": "ssh_tunnel",
-    "scope": "whole_database",
-    "database": {
-        "databaseName": "postgres",
-        "username": "postgres",
-        "internalHost": "flux-abc1234-acme-db",
-        "internalPort": 5432,
-        "containerName": "flux-abc1234-acme-db",
-        "dockerNetworkName": "flux-abc1234-acme-net",
-        "sslMode": "disable",
-    },
-    "tunnel": {
-        "sshHost": "203.0.113.7",
-        "sshUser": "root",
-        "sshPort": 22,
-        "recommendedLocalHost": "127.0.0.1",
-        "recommendedLocalPort": 15432,
-    },
-    "credentialStrategy": "project_postgres_password",
-    "capabilities": {
-        "tunnel": True,
-        "guiConfig": True,
-        "shell": True,
-        "dump": False,
-        "restore": True,
-        "readonly": True,
-        "readwrite": True,
-        "temporaryCredentials": False,
-    },
-}
-PLAN_V2 = {
-    "mode": "v2_shared",
-    "supported": True,
-    "projectName": "pooly",
-    "projectHash": "def5678",
-    "engine": "postgres",
-    "transport": "ssh_tunnel",
-    "scope": "tenant_schema",
-    "tenantSchema": "t_0123456789ab_api",
-    "database": {
-        "databaseName": "postgres",
-        "internalHost": "flux-postgres-v2",
-        "internalPort": 5432,
-        "sslMode": "disable",
-        "searchPath": ["t_0123456789ab_api", "public"],
-        "containerName": "flux-postgres-v2",
-    },
-    "tunnel": PLAN_V1["tunnel"],
-    "credentialStrategy": "temporary_project_scoped_role",
-    "defaultAccess": "readonly",
-    "securityNotes": ["Schema grants and RLS are the boundary.", "search_path is a convenience."],
-    "capabilities": {
-        "tunnel": True,
-        "guiConfig": True,
-        "shell": True,
-        "dump": True,
-        "restore": False,
-        "readonly": True,
-        "readwrite": False,
-        "temporaryCredentials": True,
-    },
-    "rlsTables": ["t_0123456789ab_api.orders"],
-}
-ROLE = "flux_temp_ro_def5678_deadbeef"
+from tests.furniture import recorded
+
+PLAN_V1 = recorded.body("plan v1")
+PLAN_V2 = {**recorded.body("plan v2"), "rlsTables": ["t_0123456789ab_api.orders"]}
+ROLE = recorded.body("grant")["username"]
 CREDENTIAL = {
     "username": ROLE,
     "password": "q8sJ3-one-time",
@@ -145,8 +80,8 @@ def opened(plan, tunnel, credential=None, hold="h1", **more):
     }
 
 
-def plan_answer(plan, *tunnels, notices=()):
-    return {"plan": plan, "tunnels": list(tunnels), "notices": list(notices)}
+def plan_answer(plan, *tunnels, ports=None, notices=()):
+    return {"plan": plan, "tunnels": list(tunnels), "ports": ports or {}, "notices": list(notices)}
 
 
 def event(name, **more):

@@ -44,6 +44,7 @@ def test_whatever_is_typed(replay, number, words):
     if path != ["doctor"] or done.returncode != 1:  # a failed check is a result, with its own exit code
         check(done)
     assert "Traceback" not in done.stderr
+    assert "did not expect" not in done.stderr
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | printable

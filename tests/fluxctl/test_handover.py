@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from tests.furniture.processes import clean_environment, command
+from tests.furniture.provoked import provoked
 
 
 @pytest.fixture
@@ -43,6 +44,10 @@ def test_without_another_flux_the_word_is_named(run):
     assert done.returncode == 12
     assert done.stderr.splitlines()[0].startswith("Error: `flux push` is not a command of this flux")
     assert done.stdout == ""
+
+
+def test_a_typo_in_a_group_that_both_have_is_named_whole(run):
+    provoked("next_flux_missing", run(None, "db", "tunel", "acme"), says="`flux db tunel` is not a command")
 
 
 def test_it_is_never_ourselves(run, home):

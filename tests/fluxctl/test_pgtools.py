@@ -6,6 +6,7 @@ import pytest
 
 from fluxctl import pgtools
 from fluxctl.problem import Problem
+from tests.furniture.provoked import provoked
 
 
 def test_the_users_own_servers_do_not_count():
@@ -58,8 +59,7 @@ def test_no_psql_at_all_says_what_to_install(home, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(Problem) as caught:
         pgtools.psql()
-    assert caught.value.code == "program_missing"
-    assert "postgresql-client" in caught.value.hint
+    provoked("program_missing", caught.value, says="psql")
 
 
 def test_the_password_is_not_in_argv():

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -33,10 +35,31 @@ def test_it_takes_and_refuses_the_same_bytes(data):
         assert found == expected or math.isnan(found)
 
 
-@pytest.mark.parametrize("text", ["", " ", "{", "[1,", "1 2", '{"a":1}x', "NaN", "[Infinity]", '"\x01"', "[" * 100_000])
+NO_JSON = ["", " ", "{", "[1,", "1 2", '{"a":1}x', "NaN", "[Infinity]", '"\x01"', '"\\q"', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", NO_JSON)
 def test_what_is_no_json_is_a_value_error(text):
     with pytest.raises(ValueError):
         quickjson.loads(text.encode())
+
+
+def test_it_is_one_too_where_nobody_has_imported_json():
+    """As in the client, and not here: the C scanner then knows no exception to raise."""
+    program = """
+import sys
+from fluxctl import quickjson
+for text in eval(sys.stdin.read()):
+    try:
+        print(quickjson.loads(text.encode()))
+    except ValueError:
+        pass
+assert "json" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=repr(NO_JSON), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_bytes_that_are_no_utf8_are_a_value_error():

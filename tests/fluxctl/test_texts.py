@@ -7,6 +7,7 @@ import pytest
 
 from tests.fluxctl import answers
 from tests.fluxctl.golden import golden
+from tests.furniture.provoked import provoked
 from tests.furniture.replay import problem
 
 HELD = "GET /v1/events?tunnel=t-77b0&hold=h1"
@@ -108,6 +109,23 @@ def test_print_config_of_v2_makes_one_role_and_opens_nothing(daemon):
     text = said(daemon.flux("db", "tunnel", *POOLY, "--print-config"))
     assert golden("print-config-v2.txt", text) == text
     assert [request.target for request in daemon.asked] == ["/v1/plans/def5678", "/v1/grants/def5678"]
+
+
+@pytest.mark.parametrize("words", [("tunnel", "--print-config"), ("gui-config", "--create-temp-credentials")])
+def test_no_role_is_made_where_no_ssh_host_leads_to_it(daemon, words):
+    nowhere = {**answers.PLAN_V2, "tunnel": {**answers.PLAN_V2["tunnel"], "sshHost": ""}}
+    daemon.says("GET /v1/plans/def5678", answers.plan_answer(nowhere))
+    provoked("ssh_host_missing", daemon.flux("db", words[0], *POOLY, *words[1:]))
+    assert [request.target for request in daemon.asked] == ["/v1/plans/def5678"]
+
+
+def test_what_cannot_be_ended_sooner_is_not_said_to_be(daemon):
+    """The existing platform cannot revoke."""
+    assert "sooner" not in said(daemon.flux("db", "tunnel", *POOLY, "--print-config"))
+    ours = {**answers.PLAN_V2, "extensions": ["grant_id", "revoke"]}
+    daemon.says("GET /v1/plans/def5678", answers.plan_answer(ours))
+    text = said(daemon.flux("db", "tunnel", *POOLY, "--print-config"))
+    assert "`fluxctl tunnel close pooly` ends it sooner." in text
 
 
 def test_print_config_of_v1_makes_none(daemon):
@@ -230,8 +248,11 @@ def test_gui_config_knows_the_port_of_the_tunnel_that_is_open(daemon):
 
 
 def test_gui_config_without_a_tunnel_does_not_claim_one(daemon):
+    daemon.says(
+        "GET /v1/plans/abc1234?local_port=6000", answers.plan_answer(answers.PLAN_V1, ports={"readwrite": 6001})
+    )
     fields = json.loads(said(daemon.flux("db", "gui-config", *ACME, "--local-port", "6000", "--json")))["guiFields"]
-    assert fields["port"] == 6000
+    assert fields["port"] == 6001  # 6000 is another project's
     assert "already opened" not in fields["guiSshTunnelNote"]
 
 

@@ -1,5 +1,5 @@
 """
-A control plane written from the contract, not from our code: bodies as its sheet shows them, and hostile ones.
+A control plane written from the contract, not from our code: bodies as recorded from its sheet, and hostile ones.
 
 `say` sets what a route answers, `asked` keeps what was asked. It runs on a real loopback port in the test's own loop.
 """
@@ -15,64 +15,14 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.furniture import recorded
+
 TOKEN = "flx_live_0123456789abcdef0123456789abcdef_33b0"
 
-V1_PLAN: dict[str, Any] = {
-    "mode": "v1_dedicated",
-    "supported": True,
-    "projectName": "acme",
-    "projectHash": "abc1234",
-    "engine": "postgres",
-    "transport": "ssh_tunnel",
-    "scope": "whole_database",
-    "database": {
-        "databaseName": "postgres",
-        "username": "postgres",
-        "internalHost": "flux-abc1234-acme-db",
-        "internalPort": 5432,
-        "containerName": "flux-abc1234-acme-db",
-        "dockerNetworkName": "flux-abc1234-acme-net",
-        "sslMode": "disable",
-    },
-    "tunnel": {
-        "sshHost": "203.0.113.7",
-        "sshUser": "root",
-        "sshPort": 22,
-        "recommendedLocalHost": "127.0.0.1",
-        "recommendedLocalPort": 15432,
-    },
-    "credentialStrategy": "project_postgres_password",
-    "capabilities": {
-        "tunnel": True,
-        "guiConfig": True,
-        "shell": True,
-        "dump": False,
-        "restore": True,
-        "readonly": True,
-        "readwrite": True,
-        "temporaryCredentials": False,
-    },
-}
-
-GRANT: dict[str, Any] = {
-    "username": "flux_temp_ro_def5678_deadbeef",
-    "password": "q8sJ3rW0xkTn5vYbLhFzUcQeMdGaPi12",
-    "access": "readonly",
-    "expiresAt": "2025-06-01T12:34:56.789Z",
-    "tenantSchema": "t_0123456789ab_api",
-    "searchPath": ["t_0123456789ab_api", "public"],
-}
-
-V1_CREDENTIALS: dict[str, Any] = {
-    "mode": "v1_dedicated",
-    "slug": "acme",
-    "hash": "abc1234",
-    "postgresConnectionString": "postgres://postgres:pw%2Fx@flux-abc1234-acme-db:5432/postgres",
-    "anonKey": "eyJhbGciOiJIUzI1NiJ9.e30.x",
-    "serviceRoleKey": "eyJhbGciOiJIUzI1NiJ9.e30.y",
-}
-
-VERIFIED = {"ok": True, "user": "a@b", "plan": "hobby", "defaultMode": "v2_shared", "cliRole": "operator"}
+V1_PLAN: dict[str, Any] = recorded.body("plan v1")
+GRANT: dict[str, Any] = recorded.body("grant")
+V1_CREDENTIALS: dict[str, Any] = recorded.body("credentials v1")
+VERIFIED: dict[str, Any] = recorded.body("verify")
 
 Answerer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import signal
 
 import psycopg
 import pytest
@@ -13,7 +14,8 @@ from fluxd.core.login import PROBE, Login, Unproven, read_probe_answer
 from fluxd.core.pgreply import BackendKeyData, DataRow, ErrorResponse, take_message
 from fluxplane.lab.postgres import Server
 from fluxplane.wire import Secret
-from tests.furniture.postgres import asking_md5
+from tests.furniture.postgres import asking_md5, installation, running
+from tests.furniture.provoked import provoked
 
 
 @contextlib.asynccontextmanager
@@ -116,8 +118,25 @@ async def test_a_full_server_is_full(pg15):
     with role(pg15, "pencil", options="LOGIN CONNECTION LIMIT 0") as name:
         login = new_login(name, "pencil")
         async with connected(pg15) as (reader, writer):
-            with pytest.raises(errors.UpstreamFull):
+            with pytest.raises(errors.UpstreamFull) as caught:
                 await log_in(reader, writer, login)
+        provoked("upstream_full", caught.value)
+
+
+async def test_a_server_that_is_shutting_down_says_so():
+    """It waits for whoever is connected, and lets nobody else in."""
+    with running(installation(15)) as server, psycopg.connect(server.url().reveal()):
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(errors.UpstreamStarting) as caught:
+            await until_told(server)
+    provoked("upstream_starting", caught.value)
+
+
+async def until_told(server: Server) -> None:
+    """Probe until the server says that it takes nobody."""
+    async with asyncio.timeout(10):
+        while await probe(server):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_cancel_request_ends_a_query(each_postgres):

@@ -13,6 +13,7 @@ from fluxd.plane import Caller, ControlPlane, normalised
 from fluxplane.lab.postgres import Server
 from fluxplane.wire import GrantRequest, PooledCredentials, PooledPlan, Secret, TunnelReport
 from tests.fluxplane.conftest import USER, furnish, serving, settings_for
+from tests.furniture.provoked import provoked
 
 FOUNDRY = "5774112"
 
@@ -94,8 +95,22 @@ async def test_readwrite_is_off_unless_the_platform_allows_it(asking: Asking):
 
 
 async def test_too_long_a_life_is_told_as_such(asking: Asking):
-    with pytest.raises(errors.TTLOutOfRange):
+    with pytest.raises(errors.TTLOutOfRange) as caught:
         await asking.mint(secrets.token_hex(16), ttl_s=99999)
+    provoked("ttl_out_of_range", caught.value, says="28800")
+
+
+async def test_a_role_beyond_the_cap_is_told_as_such(pool18: Server):
+    settings = settings_for(pool18)
+    settings = dataclasses.replace(settings, limits=dataclasses.replace(settings.limits, live_roles_per_project=1))
+    token = await furnish(settings)
+    async with serving(settings, token) as plane, ControlPlane() as control:
+        asking = Asking(control, Caller(normalised(plane.base), token, USER), ["grant_id", "revoke"])
+        await asking.mint(grant_id := secrets.token_hex(16))
+        with pytest.raises(errors.TooManyLiveRoles) as caught:
+            await asking.mint(secrets.token_hex(16))
+        provoked("too_many_live_roles", caught.value, says="1")
+        await control.revoke(asking.caller.api_base, grant_id, token)
 
 
 async def test_a_tunnel_is_reported(asking: Asking):

@@ -1,16 +1,16 @@
 """
 The contract's routes over raw HTTP: statuses, literals and the order of checks, as the platform's sheet has them.
 
-Written from the sheet. The expected bodies stand here in full, so that a change of the wire's types shows.
+Written from the sheet; whole bodies are recorded, and compared in test_unseen_client.
 """
 
-import json
 import re
 
 import pytest
 
 from fluxplane.wire import Secret
 from tests.fluxplane.conftest import FOUNDRY, USER, Caller, World
+from tests.furniture import recorded
 
 GRANT = f"/api/cli/v1/projects/{FOUNDRY}/db-access/temporary-credential"
 PLAN = f"/api/cli/v1/projects/{FOUNDRY}/db-access"
@@ -40,91 +40,10 @@ async def v1_project(world: World, hash_: str = "abc1234", slug: str = "acme") -
             )
 
 
-async def test_v1_plan_is_the_contracts_byte_for_byte(ada: Caller, world18: World):
-    await v1_project(world18)
-    plan = await ada.get("/api/cli/v1/projects/abc1234/db-access")
-    assert plan.status == 200
-    assert plan.body == {
-        "mode": "v1_dedicated",
-        "supported": True,
-        "projectName": "acme",
-        "projectHash": "abc1234",
-        "engine": "postgres",
-        "transport": "ssh_tunnel",
-        "scope": "whole_database",
-        "database": {
-            "databaseName": "postgres",
-            "username": "postgres",
-            "internalHost": "flux-abc1234-acme-db",
-            "internalPort": 5432,
-            "containerName": "flux-abc1234-acme-db",
-            "dockerNetworkName": "flux-abc1234-acme-net",
-            "sslMode": "disable",
-        },
-        "tunnel": {
-            "sshHost": "203.0.113.7",
-            "sshUser": "root",
-            "sshPort": 22,
-            "recommendedLocalHost": "127.0.0.1",
-            "recommendedLocalPort": 15432,
-        },
-        "credentialStrategy": "project_postgres_password",
-        # The sheet's example, but dump true and readonly false: ours can dump v1, and its one user is a superuser.
-        "capabilities": {
-            "tunnel": True,
-            "guiConfig": True,
-            "shell": True,
-            "dump": True,
-            "restore": True,
-            "readonly": False,
-            "readwrite": True,
-            "temporaryCredentials": False,
-        },
-    }
-
-
-async def test_v2_plan_is_the_contracts_byte_for_byte(ada: Caller, world18: World):
-    plan = await ada.get(PLAN)
-    notes = plan.body.pop("securityNotes")
+async def test_v2_plan_has_the_notes_that_the_sheet_leaves_open(ada: Caller):
+    notes = (await ada.get(PLAN)).body["securityNotes"]
     assert len(notes) >= 2
     assert all(isinstance(note, str) for note in notes)
-    assert plan.body == {
-        "mode": "v2_shared",
-        "supported": True,
-        "projectName": "foundry",
-        "projectHash": FOUNDRY,
-        "engine": "postgres",
-        "transport": "ssh_tunnel",
-        "scope": "tenant_schema",
-        "tenantSchema": world18.foundry,
-        "database": {
-            "databaseName": "postgres",
-            "internalHost": "flux-postgres-v2",
-            "internalPort": 5432,
-            "sslMode": "disable",
-            "searchPath": [world18.foundry, "public"],
-            "containerName": "flux-postgres-v2",
-        },
-        "tunnel": {
-            "sshHost": "203.0.113.7",
-            "sshUser": "root",
-            "sshPort": 22,
-            "recommendedLocalHost": "127.0.0.1",
-            "recommendedLocalPort": 15432,
-        },
-        "credentialStrategy": "temporary_project_scoped_role",
-        "defaultAccess": "readonly",
-        "capabilities": {
-            "tunnel": True,
-            "guiConfig": True,
-            "shell": True,
-            "dump": True,
-            "restore": False,
-            "readonly": True,
-            "readwrite": False,
-            "temporaryCredentials": True,
-        },
-    }
 
 
 @pytest.mark.parametrize(
@@ -145,37 +64,12 @@ async def test_v2_plan_is_the_contracts_byte_for_byte(ada: Caller, world18: Worl
 )
 async def test_the_query_only_overrides_what_is_echoed(ada: Caller, query: str, expected: dict):
     plan = await ada.get(f"{PLAN}?{query}")
-    assert (
-        plan.body["tunnel"]
-        == {
-            "sshHost": "203.0.113.7",
-            "sshUser": "root",
-            "sshPort": 22,
-            "recommendedLocalHost": "127.0.0.1",
-            "recommendedLocalPort": 15432,
-        }
-        | expected
-    )
+    assert plan.body["tunnel"] == recorded.body("plan v2")["tunnel"] | expected
 
 
 @pytest.mark.parametrize("query", ["sshHost=-oProxyCommand%3Dx", "sshHost=a%20b", "sshUser=%24(id)", "sshUser=-l"])
 async def test_an_ssh_host_that_could_be_an_option_or_a_command_is_refused(ada: Caller, query: str):
     assert (await ada.get(f"{PLAN}?{query}")).status == 400
-
-
-async def test_the_temporary_credential_has_the_six_fields_and_no_other(ada: Caller, world18: World):
-    answer = await ada.post(GRANT, data=b'{"access":"readonly"}')
-    assert answer.status == 200
-    body = answer.body
-    assert set(body) == {"username", "password", "access", "expiresAt", "tenantSchema", "searchPath"}
-    assert re.fullmatch(rf"flux_temp_ro_{FOUNDRY}_[a-f0-9]{{8}}", body["username"])
-    assert re.fullmatch(r"[A-Za-z0-9_-]{32}", body["password"])
-    assert body["access"] == "readonly"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", body["expiresAt"])
-    assert body["tenantSchema"] == world18.foundry
-    assert body["searchPath"] == [world18.foundry, "public"]
-    assert answer.headers["Cache-Control"] == "private, no-store"
-    assert answer.headers["Content-Type"].startswith("application/json")
 
 
 # ------------------------------------------------------------ bodies that are no bodies
@@ -289,11 +183,6 @@ async def test_bearer_is_read_as_the_contract_reads_it(ada: Caller, world18: Wor
         assert answer.status == 200
 
 
-async def test_verify_names_the_user(ada: Caller):
-    answer = await ada.get("/api/cli/v1/auth/verify")
-    assert answer.body == {"ok": True, "user": USER, "plan": "hobby", "defaultMode": "v2_shared", "cliRole": "operator"}
-
-
 @pytest.mark.parametrize("hash_", ["5774112", "%205774112%20"])
 async def test_a_hash_is_trimmed_and_lower_cased(ada: Caller, hash_: str):
     answer = await ada.get(f"/api/cli/v1/projects/{hash_}")
@@ -303,18 +192,6 @@ async def test_a_hash_is_trimmed_and_lower_cased(ada: Caller, hash_: str):
 
 async def test_upper_case_hashes_are_found(ada: Caller):
     assert (await ada.get("/api/cli/v1/projects/0A1B2C3")).body["slug"] == "neighbour"
-
-
-async def test_the_project_has_the_contracts_fields(ada: Caller, world18: World):
-    answer = await ada.get(f"/api/cli/v1/projects/{FOUNDRY}")
-    assert answer.body == {
-        "slug": "foundry",
-        "hash": FOUNDRY,
-        "mode": "v2_shared",
-        "apiSchema": world18.foundry,
-        "description": None,
-        "brief": None,
-    }
 
 
 async def test_the_list_is_a_bare_array_sorted_by_slug(ada: Caller, world18: World):
@@ -331,21 +208,6 @@ async def test_the_list_is_a_bare_array_sorted_by_slug(ada: Caller, world18: Wor
         "apiUrl": f"https://api--foundry--{FOUNDRY}.vsl-base.com",
         "lifecycleState": "active",
     }
-
-
-async def test_v1_credentials_hold_the_password_percent_encoded(ada: Caller, world18: World):
-    await v1_project(world18)
-    answer = await ada.get("/api/cli/v1/projects/abc1234/credentials")
-    assert answer.status == 200
-    assert answer.body["postgresConnectionString"] == "postgres://postgres:pw%2Fx@flux-abc1234-acme-db:5432/postgres"
-    assert (answer.body["mode"], answer.body["slug"], answer.body["hash"]) == ("v1_dedicated", "acme", "abc1234")
-    assert answer.body["anonKey"].count(".") == answer.body["serviceRoleKey"].count(".") == 2
-
-
-async def test_v2_credentials_never_hold_a_postgres_credential(ada: Caller):
-    answer = await ada.get(f"/api/cli/v1/projects/{FOUNDRY}/credentials")
-    assert set(answer.body) == {"mode", "slug", "hash", "projectJwtSecret", "note"}
-    assert "postgres://" not in json.dumps(answer.body)
 
 
 async def test_activity_is_newest_first_and_limited(ada: Caller):

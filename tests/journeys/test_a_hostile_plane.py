@@ -155,11 +155,14 @@ changes = st.builds(Change, st.lists(st.integers(0, 30), min_size=3, max_size=3)
 )
 
 
+MINTS = ("db", "gui-config", *FOUNDRY, "--create-temp-credentials")
 COMMANDS = [
     ("db-access", ("db", "shell", *FOUNDRY, "-c", "SELECT 1")),
     ("db-access", ("db", "shell", *YEASTCOAST, "-c", "SELECT 1")),
     ("db-access", ("db", "access-plan", *FOUNDRY)),
     ("temporary-credential", ("db", "shell", *FOUNDRY, "-c", "SELECT 1")),
+    ("db-access", MINTS),
+    ("temporary-credential", MINTS),
     ("credentials", ("db", "password", *YEASTCOAST)),
     ("list", ("list",)),
 ]
@@ -187,5 +190,10 @@ def test_whatever_it_answers(daemon: Daemon, lab: Lab, proxy: Proxy, change, num
         assert "internal_error" not in done.stderr
         assert "in a way it did not expect" not in done.stderr, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+    if words == MINTS and done.returncode == 0:
+        assert "Password: " in done.stdout
+        ended = daemon.flux("tunnel", "close", "5774112", env=lab.env)
+        assert ended.returncode == 0, ended.stderr
     wait_until(lambda: not daemon.listening(), "no port is left open")
+    wait_until(lambda: daemon.flux_json("tunnel", "list")["tunnels"] == [], "no tunnel is left half open")
     wait_until(lambda: temporary_roles(lab.pool_admin_url) == before, f"no role is left: {change} {change.key} {done}")

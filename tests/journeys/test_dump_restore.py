@@ -21,6 +21,7 @@ from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab
 from tests.furniture.postgres import temporary_roles
 from tests.furniture.processes import command, descendants, wait_until
+from tests.furniture.provoked import provoked
 from tests.furniture.transfers import (
     FOUNDRY,
     NEIGHBOUR,
@@ -75,9 +76,7 @@ def test_a_v2_schema_only_dump_is_the_tenants_definitions_alone(lab: Lab, daemon
 def test_a_v2_dump_that_would_not_be_whole_is_refused_before_a_role_is_made(lab: Lab, daemon: Daemon):
     before = daemon.flux_json("audit", *FOUNDRY[1:], env=lab.env)
     done = daemon.flux("db", "dump", *FOUNDRY, "--output", "f.dump", env=lab.env)
-    assert done.returncode == 8
-    for words in ("invoices", "--schema-only", "flux backup create"):
-        assert words in done.stderr
+    assert "flux backup create" in provoked("dump_blocked", done, says="invoices")
     assert not (daemon.home / "f.dump").exists()
     minted = [one for one in daemon.flux_json("audit", *FOUNDRY[1:], env=lab.env)["events"] if "grant" in one["event"]]
     assert minted == [one for one in before["events"] if "grant" in one["event"]]
@@ -176,8 +175,8 @@ def test_client_programs_that_are_too_old_are_named_with_both_versions(lab: Lab,
         text=True,
         check=False,
     )
-    assert done.returncode == 12
-    assert re.search(r"server is PostgreSQL 18; the newest pg_dump here is of PostgreSQL 15", done.stderr)
+    both = "server is PostgreSQL 18; the newest pg_dump here is of PostgreSQL 15"
+    provoked("program_too_old", done, says=both, hint="Install a postgresql-client of version 18")
     assert not (daemon.home / "y.dump").exists()
 
 
@@ -269,7 +268,7 @@ def test_the_gate_and_a_restore_over_the_data(lab: Lab, daemon: Daemon, dedicate
     daemon.flux_json("backup", "create", *YEASTCOAST, env=lab.env)
     ask = ("db", "restore", *YEASTCOAST, "--input", "y.dump", OVERWRITE)
     blocked = daemon.flux(*ask, env=lab.env)
-    assert blocked.returncode == 11
+    provoked("restore_blocked", blocked, says="not been verified")
     for words in ("not been verified", "flux backup create && flux backup verify --latest", "--skip-backup-check"):
         assert blocked.stderr.count(words) == 1
     assert dedicated.execute("SELECT count(*) FROM shop.people").fetchone() == (0,)
@@ -296,8 +295,7 @@ def test_a_restore_that_fails_midway_changes_nothing(lab: Lab, daemon: Daemon, d
     before = awkward.fingerprint(dedicated, "shop")
     ask = ("db", "restore", *YEASTCOAST, "--input", "y.dump", OVERWRITE, "--skip-backup-check")
     done = daemon.flux(*ask, env=lab.env)
-    assert done.returncode == 8
-    assert "in_the_way" in done.stderr
+    assert "in_the_way" in provoked("restore_failed", done)
     assert before == awkward.fingerprint(dedicated, "shop")
     events = daemon.flux_json("audit", *YEASTCOAST[1:], env=lab.env)["events"]
     assert [one["outcome"] for one in events if one["event"] == "database_restored"][:2] == ["failed", "intent"]
@@ -318,9 +316,7 @@ def test_a_failed_scratch_restore_leaves_no_database(lab: Lab, daemon: Daemon, d
     assert "--no-acl" in done.stderr
     assert before == databases(dedicated)
     assert daemon.flux(*ask, "--no-acl", env=lab.env).returncode == 0
-    again = daemon.flux(*ask, env=lab.env)
-    assert again.returncode == 11
-    assert "exists" in again.stderr
+    provoked("database_exists", daemon.flux(*ask, env=lab.env), says="scratch_2 exists already")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.furniture.lab import Lab
 from tests.furniture.portranges import PORTS_EACH
 from tests.furniture.postgres import temporary_roles
 from tests.furniture.processes import alive, command, descendants, end, wait_until
+from tests.furniture.provoked import provoked
 
 pytestmark = pytest.mark.journey
 
@@ -59,8 +60,7 @@ def test_psqls_own_exit_code_and_words_are_passed_on(daemon: Daemon, lab: Lab, p
     assert done.returncode == 1
     assert 'column "nope" does not exist' in done.stderr
     refused = daemon.flux("db", "shell", *project, "-c", "SELECT nope", "--json", env=lab.env)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("Error: ERROR:  column")
+    provoked("program_failed", refused, says="ERROR:  column", exit_code=1)
     script = daemon.flux("db", "shell", *project, env=lab.env, stdin="\\set ON_ERROR_STOP on\nSELECT nope;\n")
     assert script.returncode == 3
 

@@ -1,10 +1,12 @@
 """`fluxctl service` where no service manager is: it says so, and does what can be done."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.furniture.daemon import Daemon
+from tests.furniture.provoked import provoked
 
 pytestmark = pytest.mark.journey
 
@@ -18,10 +20,12 @@ def test_status_says_that_there_is_none_and_who_runs(daemon: Daemon) -> None:
 
 
 def test_install_says_that_nothing_is_needed(daemon: Daemon) -> None:
-    done = daemon.flux("service", "install")
-    assert done.returncode == 12
-    assert "no service manager" in done.stderr
-    assert "Nothing is needed" in done.stderr
+    provoked("service_manager_missing", daemon.flux("service", "install"))
+
+
+def test_logs_that_are_not_there_yet_are_said_to_be(daemon: Daemon, tmp_path: Path) -> None:
+    done = daemon.flux("service", "logs", env={"FLUXD_LOG_DIR": str(tmp_path)})
+    assert str(tmp_path) in provoked("service_failed", done, says="no log yet")
 
 
 def test_status_starts_no_daemon_and_tells_by_its_exit_code(daemon: Daemon) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.fluxd.asking import asker
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, until
 from tests.furniture.contract import TOKEN
+from tests.furniture.provoked import provoked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="another process's limit is set by prlimit(2)")
 
@@ -99,8 +100,9 @@ async def test_without_descriptors_clients_are_refused_by_name_and_served_when_t
             before, begun = cpu_s(pid), time.monotonic()
             await asyncio.sleep(2)
             assert (cpu_s(pid) - before) / (time.monotonic() - begun) < 0.5
-            problems = [one["problem"]["code"] for one in events if one["name"] == "client_refused"]
-            assert problems == ["too_many_open_files"] * refused
+            problems = [one["problem"] for one in events if one["name"] == "client_refused"]
+            assert [one["code"] for one in problems] == ["too_many_open_files"] * refused
+            provoked("too_many_open_files", problems[0])
         assert await asked(port, rig) == 1
         assert (await fluxd.ask("DELETE", f"/v1/tunnels/{port}")).status == 200
     await rig.close()

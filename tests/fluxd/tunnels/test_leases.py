@@ -11,6 +11,7 @@ from fluxd import wire
 from fluxd.clock import Clock
 from fluxd.core import errors
 from tests.fluxd.tunnels.rig import V1_HASH, V2_HASH, Rig, until
+from tests.furniture.provoked import provoked
 
 
 class ShiftedClock(Clock):
@@ -158,8 +159,9 @@ async def test_renewing_stops_at_eight_hours_after_the_mint(shifted):
     tunnel = await shifted.up.renew("foundry", wire.RenewTunnel(ttl_s=28800), shifted.caller)
     assert 28700 < tunnel.lease.remaining_s <= 28800
     assert not tunnel.lease.renewable
-    with pytest.raises(errors.RenewLimit):
+    with pytest.raises(errors.RenewLimit) as caught:
         await shifted.up.renew("foundry", wire.RenewTunnel(), shifted.caller)
+    provoked("renew_limit", caught.value)
 
 
 async def test_a_plane_that_cannot_renew_says_so(small_rig):

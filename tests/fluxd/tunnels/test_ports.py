@@ -7,6 +7,7 @@ import pytest
 
 from fluxd.core import errors
 from tests.fluxd.tunnels.rig import V1_HASH, V2_HASH
+from tests.furniture.provoked import provoked
 
 
 def occupied(port):
@@ -106,16 +107,17 @@ async def test_a_state_file_that_cannot_be_read_is_set_aside_not_overwritten(sma
         assert msgspec.json.decode((small_rig.state_dir / name).read_bytes())["version"] == 1
     said = small_rig.up.notices()
     assert len(said) == 2
+    provoked("state_unreadable", said[0])
+    provoked("state_unreadable", said[1])
     for name, notice in zip(("journal.json", "ports.json"), said, strict=True):
         assert str(small_rig.state_dir / f"{name}.unreadable-0") in notice
-        assert errors.StateUnreadable.summary in notice
-        assert str(errors.StateUnreadable.hint) in notice
 
 
 async def test_a_state_that_cannot_be_written_asks_for_no_role(small_rig):
     small_rig.state_dir.mkdir(parents=True)
     (small_rig.state_dir / "journal.json.new").mkdir()
-    with pytest.raises(errors.StateUnwritable):
+    with pytest.raises(errors.StateUnwritable) as caught:
         await small_rig.open()
+    assert "journal.json" in provoked("state_unwritable", caught.value)
     assert small_rig.plane.asked["mint"] == 0
     assert small_rig.up.list() == []

@@ -1,6 +1,7 @@
 """A daemon that ended comes back: tunnels on their ports, leases on their clock, and no role that nobody can use."""
 
 import asyncio
+import contextlib
 
 import psycopg
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fluxd.core import errors
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, until
 from tests.fluxd.tunnels.test_leases import ShiftedClock
+from tests.furniture.provoked import provoked
 
 
 class OtherBoot(ShiftedClock):
@@ -245,19 +247,24 @@ async def test_without_a_token_a_moved_database_waits_for_one(small_rig):
 
 async def test_a_v1_database_must_hold_the_projects_password(small_rig, pg15):
     """Another server, another password: it cannot prove itself."""
-    with psycopg.connect(pg15.url().reveal(), autocommit=True) as connection:
-        connection.execute("ALTER ROLE postgres PASSWORD 'another one'")
-    try:
-        small_rig.add("yeastcoast", V1_HASH, "v1_dedicated", port=pg15.port)
-        with pytest.raises(errors.UpstreamWrongServer):
+    small_rig.add("yeastcoast", V1_HASH, "v1_dedicated", port=pg15.port)
+    with another_password(pg15):
+        with pytest.raises(errors.UpstreamWrongServer) as caught:
             await small_rig.open(V1_HASH)
+        provoked("upstream_wrong_server", caught.value)
         assert small_rig.up.list() == []
-    finally:
-        other = {"host": "127.0.0.1", "port": pg15.port, "user": "postgres", "password": "another one"}
-        with psycopg.connect(**other, dbname="postgres", autocommit=True) as connection:
-            connection.execute(
-                psycopg.sql.SQL("ALTER ROLE postgres PASSWORD {}").format(psycopg.sql.Literal(pg15.password.reveal()))
-            )
+
+
+@contextlib.contextmanager
+def another_password(server):
+    """The superuser's, until the end."""
+    with psycopg.connect(server.url().reveal(), autocommit=True) as connection:
+        connection.execute("ALTER ROLE postgres PASSWORD 'another one'")
+        try:
+            yield
+        finally:
+            ours = psycopg.sql.Literal(server.password.reveal())
+            connection.execute(psycopg.sql.SQL("ALTER ROLE postgres PASSWORD {}").format(ours))
 
 
 # ------------------------------------------------------------ renewing by itself

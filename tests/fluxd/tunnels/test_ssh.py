@@ -16,6 +16,7 @@ from fluxd.tunnels.dial import Destination, Dialling, dial
 from fluxd.tunnels.ssh import Host
 from tests.fluxd.tunnels.rig import until
 from tests.fluxd.tunnels.upstreams import Upstream
+from tests.furniture.provoked import provoked
 from tests.furniture.sshd import OpenSSH, serving
 
 HOW = Dialling(config="/nonexistent", connect_s=5)
@@ -84,7 +85,8 @@ async def test_a_host_that_never_answers(embedded):
 
     async with listening(silence) as port:
         how = Dialling(config="/nonexistent", connect_s=0.3)
-        assert (await problem_of_dialling(destination(embedded, port=port), how)).code == "ssh_unreachable"
+        problem = await problem_of_dialling(destination(embedded, port=port), how)
+    provoked("ssh_unreachable", problem, says="did not answer")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,8 @@ async def test_a_host_that_hangs_up_or_speaks_something_else(embedded, greeting)
         writer.close()
 
     async with listening(rude) as port:
-        assert (await problem_of_dialling(destination(embedded, port=port))).code == "ssh_handshake_failed"
+        problem = await problem_of_dialling(destination(embedded, port=port))
+    provoked("ssh_handshake_failed", problem, says="handshake")
 
 
 async def test_a_key_that_the_host_does_not_want(ssh_host, tmp_path):
@@ -143,8 +146,7 @@ async def test_a_broken_ssh_config_is_named_with_its_line(embedded, tmp_path):
     config = tmp_path / "config"
     config.write_text("Host *\n  Port not-a-number\n")
     problem = await problem_of_dialling(destination(embedded), Dialling(config=str(config)))
-    assert problem.code == "ssh_config_invalid"
-    assert "line 2" in problem.detail
+    assert "line 2" in provoked("ssh_config_invalid", problem)
 
 
 async def test_ssh_config_is_honoured(embedded, tmp_path):
@@ -188,7 +190,8 @@ async def test_a_revoked_key_is_refused_even_if_it_is_known(ssh_host, tmp_path):
     line = ssh_host.known_hosts.read_text()
     known = tmp_path / "known"
     known.write_text(f"{line}@revoked {line}")
-    assert (await problem_of_dialling(destination(ssh_host, known_hosts=str(known)))).code == "ssh_host_key_revoked"
+    problem = await problem_of_dialling(destination(ssh_host, known_hosts=str(known)))
+    provoked("ssh_host_key_revoked", problem, says="revoked")
 
 
 async def test_a_hashed_entry_is_found(openssh):
@@ -260,18 +263,19 @@ async def test_a_channel_to_where_nobody_listens(ssh_host):
 
 async def test_a_channel_that_sshd_forbids(ssh_home):
     async with serving(OpenSSH(ssh_home, lines=("AllowTcpForwarding no",))) as openssh:
-        await forbidden(openssh)
+        provoked("ssh_forwarding_refused", await forbidden(openssh), says="127.0.0.1:")
 
 
 async def test_a_channel_that_an_embedded_host_forbids(embedded):
-    await forbidden(embedded)
+    provoked("ssh_forwarding_refused", await forbidden(embedded), says="127.0.0.1:")
 
 
 async def forbidden(ssh):
     async with Upstream() as upstream, host_of(ssh) as host:
         await host.reach()
-        with pytest.raises(errors.SSHForwardingRefused):
+        with pytest.raises(errors.SSHForwardingRefused) as caught:
             await host.open_channel(asyncio.Protocol, "127.0.0.1", upstream.port)
+    return caught.value
 
 
 async def test_a_protocol_that_fails_ends_its_own_channel_alone(ssh_host):
@@ -357,8 +361,9 @@ async def test_questions_whose_asker_left_take_no_room(ssh_host):
 async def test_a_host_without_any_room_is_busy(ssh_home):
     async with serving(OpenSSH(ssh_home, lines=("MaxSessions 0",))) as openssh, host_of(openssh) as host:
         await host.reach()
-        with pytest.raises(errors.SSHBusy):
+        with pytest.raises(errors.SSHBusy) as caught:
             await host.ask("getent hosts db")
+    provoked("ssh_busy", caught.value)
 
 
 # ------------------------------------------------------------- the connection
@@ -411,6 +416,6 @@ async def test_a_bug_while_dialling_is_a_problem_and_the_next_try_is_made(embedd
             broken.setattr("fluxd.tunnels.ssh.dial", buggy)
             with pytest.raises(errors.FluxError) as caught:
                 await host.reach()
-        assert caught.value.code == "internal_error"
+        provoked("internal_error", caught.value)
         await host.reach()
         assert host.state == "up"

@@ -25,6 +25,7 @@ from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.furniture.faults import fault_proxy
 from tests.furniture.needs import needs_program
+from tests.furniture.provoked import provoked
 from tests.furniture.sshd import OpenSSH, serving
 
 
@@ -55,6 +56,7 @@ async def test_a_lost_connection_keeps_the_listener_and_the_next_client_works(fa
                 await connection.execute("SELECT 1")
         assert await faulty_rig.ask(opened) == "postgres"
         await until(lambda: {"host_lost", "host_up"} <= {*events.names}, "the events of it")
+    provoked("ssh_lost", events.problem("reconnecting"), says=f"{faulty_rig.host.host}:{faulty_rig.host.port} was lost")
     assert listening_inode(opened.tunnel.port) == listener is not None
     assert faulty_rig.up.show("yeastcoast").state == "up"
 
