@@ -28,8 +28,12 @@ _BACK_WITHIN_S = 10.0
 _ASK_AGAIN_AFTER_S = 0.1
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGHUP: like Ctrl+C, a way to end that is not an error."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP (`number`): like Ctrl+C, a way to end that is not an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Held:
@@ -100,8 +104,8 @@ class Held:
 def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
 
-    def stop(_number: int, _frame: object) -> None:
-        raise Stopped
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)

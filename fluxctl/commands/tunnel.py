@@ -137,7 +137,7 @@ def watch(arguments: Arguments) -> int:
                     print(quickjson.dumps(event), flush=True)
                 else:
                     screen.line(_event_text(event))
-    except (KeyboardInterrupt, hold.Stopped):
+    except KeyboardInterrupt:
         pass
     return 0
 
