@@ -7,6 +7,7 @@ import pytest
 
 from tests.fluxctl import answers
 from tests.fluxctl.golden import golden
+from tests.furniture import recorded
 from tests.furniture.provoked import provoked
 from tests.furniture.replay import problem
 
@@ -20,13 +21,7 @@ V1_CREDENTIALS = {
     "anonKey": "anon.jwt",
     "serviceRoleKey": "service.jwt",
 }
-V2_CREDENTIALS = {
-    "mode": "v2_shared",
-    "slug": "pooly",
-    "hash": "def5678",
-    "projectJwtSecret": "s3cr3t",
-    "note": "Pooled projects have no Postgres credential.",
-}
+V2_CREDENTIALS = recorded.body("credentials v2")
 
 
 @pytest.fixture
