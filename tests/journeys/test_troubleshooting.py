@@ -138,10 +138,17 @@ def last_port(daemon: Daemon) -> Iterator[None]:
     daemon.stop()
     daemon.start(FLUXD_FIRST_PORT="65535")
     with socket.socket() as listener:
-        with contextlib.suppress(OSError):  # by somebody else: as well
-            listener.bind(("127.0.0.1", 65535))
-            listener.listen()
+        wait_until(lambda: is_bound(listener, 65535), "its being ours: another run may have it", within_s=30)
+        listener.listen()
         yield
+
+
+def is_bound(listener: socket.socket, port: int) -> bool:
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 def test_no_port_is_left(refused, last_port):
