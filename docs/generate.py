@@ -215,6 +215,14 @@ def troubleshooting() -> str:
             "`fluxctl doctor` tests each step of the way to a database and names the first that fails.",
             *sections,
             "",
+            "## What a GUI shows",
+            "",
+            "Here Postgres itself speaks, and no code of ours is shown.",
+            "",
+            "| what it says | what to do |",
+            "|---|---|",
+            *(f"| {_cell(says)} | {_cell(advice)} |" for says, advice in errors.IN_A_GUI),
+            "",
         ]
     )
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 from fluxctl import options
-from fluxctl.problem import Problem, Stopped
+from fluxctl.problem import Problem, interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,10 +88,8 @@ def main() -> int:
         sys.stdout.flush()
     except Problem as problem:
         return _say(problem)
-    except KeyboardInterrupt:
-        return _say(Problem("interrupted"))
-    except Stopped as stop:
-        return 128 + stop.number
+    except KeyboardInterrupt as ended:
+        return _say_interrupted(ended)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); the interpreter must not trip over it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -200,6 +198,13 @@ def _unexpected(error: Exception) -> Problem:
         f"flux failed in a way it did not expect ({type(error).__name__}).",
         hint="FLUX_DEBUG=1 shows where. Please report it.",
     )
+
+
+def _say_interrupted(ended: KeyboardInterrupt) -> int:
+    """Ctrl+C, or another signal that ends us."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # after the ^C that the terminal echoes, or a prompt
+    return _say(interrupted(ended))
 
 
 def _say(problem: Problem) -> int:

@@ -102,7 +102,8 @@ class Environment:
             found["identity_file"] = identity
         if known_hosts := self._path("known_hosts", "FLUX_DB_TUNNEL_KNOWN_HOSTS"):
             found["known_hosts"] = known_hosts
-        if network := self._variable("FLUX_DB_TUNNEL_PREFER_NETWORK"):
+        networks = ("FLUX_DB_TUNNEL_PREFER_NETWORK", "FLUX_SHARED_POSTGRES_TUNNEL_DOCKER_NETWORK")
+        if network := next(filter(None, map(self._variable, networks)), None):
             found["prefer_network"] = network
         if agent := _agent(self._variable("SSH_AUTH_SOCK")):
             found["agent"] = agent

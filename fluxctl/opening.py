@@ -113,6 +113,7 @@ def is_free(host: str, port: int) -> bool:
     """Whether a tunnel could listen there now."""
     from _socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket  # noqa: PLC0415 - only where it is asked
 
+    host = _plain_host(host) or host
     probe = socket(AF_INET6 if ":" in host else AF_INET)
     try:
         probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)

@@ -51,16 +51,16 @@ class Problem(Exception):
         return found
 
 
-class Stopped(BaseException):
-    """A signal that ends us: like Ctrl+C, no error. `number` is the signal's."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP (`number`): like Ctrl+C, a way to end that is no error."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         super().__init__(number)
 
 
-def interrupted(stop: BaseException, message: str) -> Problem:
-    """Of a KeyboardInterrupt or `Stopped`, with what became of the work; the exit code is as a shell says it."""
+def interrupted(stop: KeyboardInterrupt, message: str | None = None) -> Problem:
+    """Of Ctrl+C or `Stopped`, with what became of the work; the exit code is as a shell says it."""
     number = stop.number if isinstance(stop, Stopped) else 2
     return Problem("interrupted", message, exit_code=128 + number)
 

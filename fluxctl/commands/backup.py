@@ -11,7 +11,7 @@ from fluxctl import environment, hold, opening, output, screen
 from fluxctl.client import Client
 from fluxctl.exchange import Garbled
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, Stopped, interrupted, usage
+from fluxctl.problem import Problem, interrupted, usage
 from fluxctl.progress import Meter
 
 TYPE_CHECKING = False
@@ -132,7 +132,7 @@ def download(arguments: Arguments) -> int:
             _fetch(client, chosen, backup, made, meter)
             _check(made, backup, meter)
             made.keep()
-    except (KeyboardInterrupt, Stopped) as stop:
+    except KeyboardInterrupt as stop:
         raise interrupted(stop, "Interrupted; what came is kept, and the same command goes on there.") from stop
     if arguments.json:
         checksum = backup.get("checksumSha256")

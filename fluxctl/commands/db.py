@@ -10,7 +10,7 @@ from __future__ import annotations
 from fluxctl import environment, gui, opening, screen, url
 from fluxctl.client import Client
 from fluxctl.options import Command
-from fluxctl.problem import Problem, Stopped
+from fluxctl.problem import Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -207,15 +207,12 @@ def _hold(arguments: Arguments, chosen: Project, client: Client) -> int:
     from fluxctl import hold  # noqa: PLC0415 - signals and threads, needed only while holding
 
     hold.stop_on_signals()
-    try:
-        with hold.Held(client, opening.open_body(arguments, chosen, hold=True, credential="new")) as held:
-            _print_open(arguments, chosen, held)
-            try:
-                hold.narrate(held)
-            except KeyboardInterrupt:
-                screen.note("Closing the tunnel.")
-    except Stopped:
-        screen.note("Closing the tunnel.")
+    with hold.Held(client, opening.open_body(arguments, chosen, hold=True, credential="new")) as held:
+        _print_open(arguments, chosen, held)
+        try:
+            hold.narrate(held)
+        except KeyboardInterrupt:
+            screen.note("Closing the tunnel.")
     return 0
 
 

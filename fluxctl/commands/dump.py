@@ -14,7 +14,7 @@ from fluxctl import environment, hold, opening, options, output, pgrun, pgtools,
 from fluxctl.client import Client
 from fluxctl.exchange import Garbled
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, Stopped, interrupted, usage
+from fluxctl.problem import Problem, interrupted, usage
 from fluxctl.progress import Meter, rate
 
 TYPE_CHECKING = False
@@ -61,13 +61,13 @@ def dump(arguments: Arguments) -> int:
             size, took_s = made.size(), meter.took_s
             checksum = output.sha256(made.temporary, meter.reading)
             made.keep()
-    except (KeyboardInterrupt, Stopped) as stop:
+    except KeyboardInterrupt as stop:
         raise _interrupted(stop, path) from stop
     _say(arguments, plan, form, made.path, size, took_s, checksum)
     return 0
 
 
-def _interrupted(stop: BaseException, path: str) -> Problem:
+def _interrupted(stop: KeyboardInterrupt, path: str) -> Problem:
     return interrupted(stop, f"Interrupted; nothing was written to {path}.")
 
 
@@ -195,7 +195,7 @@ def plain_dump(arguments: Arguments) -> int:
             _write(stream, made, meter)
             checksum = output.sha256(made.temporary, meter.reading)
             made.keep()
-    except (KeyboardInterrupt, Stopped) as stop:
+    except KeyboardInterrupt as stop:
         raise _interrupted(stop, arguments.output) from stop
     screen.note(f"{made.path}: {screen.size(made.path.stat().st_size)}, SHA-256 {checksum}")
     return 0

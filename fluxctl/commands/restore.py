@@ -23,7 +23,7 @@ from fluxctl import environment, gate, hold, opening, options, pgrun, pgtools, s
 from fluxctl.client import Client
 from fluxctl.guard import Guard
 from fluxctl.options import Command, Option
-from fluxctl.problem import Problem, Stopped, interrupted, usage
+from fluxctl.problem import Problem, interrupted, usage
 from fluxctl.progress import Meter, rate
 
 TYPE_CHECKING = False
@@ -118,7 +118,7 @@ def restore(arguments: Arguments) -> int:
     try:
         summary = _through_a_tunnel(client, chosen, arguments, archive, scratch)
         outcome = "ok"
-    except (KeyboardInterrupt, Stopped) as stop:
+    except KeyboardInterrupt as stop:
         half = arguments.jobs and not scratch
         raise interrupted(stop, f"Interrupted; the database is {'half restored' if half else 'as it was'}.") from stop
     finally:

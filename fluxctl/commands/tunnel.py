@@ -10,7 +10,7 @@ from fluxctl import environment, opening, screen
 from fluxctl.client import Client
 from fluxctl.gui import DATABASE_WARNING
 from fluxctl.options import Command, Option, ttl
-from fluxctl.problem import Stopped, usage
+from fluxctl.problem import usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def watch(arguments: Arguments) -> int:
                     print(quickjson.dumps(event), flush=True)
                 else:
                     screen.line(_event_text(event))
-    except (KeyboardInterrupt, Stopped):
+    except KeyboardInterrupt:
         pass
     return 0
 

@@ -764,6 +764,39 @@ class Interrupted(FluxError):
     hint = "Nothing was left open."
 
 
+# What Postgres itself says inside a GUI, where no word of ours is shown (`…` stands for anything), and what to do.
+IN_A_GUI: Final = (
+    (
+        'database "flux_temp_…" does not exist',
+        "Set Database to postgres, not the temp username. Leave SSH tunnel in the GUI off: Flux forwards the port.",
+    ),
+    (
+        "connected, but no tables are shown",
+        "Add the tenant schema that `flux db tunnel` prints to the search path, and log in as the temporary role.",
+    ),
+    (
+        "a table shows no rows",
+        "Row-level security: the role sees only the rows that a policy shows it. The GUI block names such tables.",
+    ),
+    (
+        'password authentication failed for user "flux_temp_…"',
+        "The role has ended, or the password is another role's: run `flux db tunnel` and copy user and password anew.",
+    ),
+    (
+        "terminating connection due to administrator command",
+        "The credential's time is over, or its tunnel closed. Run `flux db tunnel` again; `tunnel renew` prolongs one.",
+    ),
+    (
+        "server does not support SSL, but SSL was required",
+        "Set SSL to off: the SSH tunnel encrypts the way to the platform.",
+    ),
+    (
+        'too many connections for role "flux_temp_…"',
+        "Close idle tabs and sessions of the GUI, then connect again.",
+    ),
+)
+
+
 def every_error() -> list[type[FluxError]]:
     """All of the above, each once, in the order of this file: what the docs and the client's table are made from."""
     found: list[type[FluxError]] = []

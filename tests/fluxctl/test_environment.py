@@ -106,6 +106,20 @@ def test_docker_host_counts_when_it_is_ssh(home):
     assert env(home, DOCKER_HOST="unix:///run/docker.sock").ssh() == {}
 
 
+def test_the_docker_network_is_the_first_of_the_contract_s_two_names(home):
+    theirs = {"FLUX_SHARED_POSTGRES_TUNNEL_DOCKER_NETWORK": "pool-net"}
+    assert env(home, **theirs).ssh() == {"prefer_network": "pool-net"}
+    assert env(home, **theirs, FLUX_DB_TUNNEL_PREFER_NETWORK="mine").ssh() == {"prefer_network": "mine"}
+    assert env(home, **theirs, FLUX_DB_TUNNEL_PREFER_NETWORK=" ").ssh() == {"prefer_network": "pool-net"}
+
+
+def test_nothing_but_the_plane_and_its_token_is_read_from_a_dotenv(home):
+    """A cloned repository does not choose the SSH host."""
+    (home / ".env").write_text("FLUX_DB_TUNNEL_SSH_HOST=evil\nDOCKER_HOST=ssh://evil\nFLUX_DB_TUNNEL_KNOWN_HOSTS=k\n")
+    assert env(home).ssh() == {}
+    assert env(home).plane() == {"api_base": DEFAULT_API_BASE}
+
+
 def test_an_agent_is_sent_while_it_is_a_socket(home):
     path = str(home / "agent")
     assert env(home, SSH_AUTH_SOCK=path).ssh() == {}

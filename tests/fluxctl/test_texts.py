@@ -1,12 +1,14 @@
 """What each command prints for the contract's answers, against golden files, and the tokens that scripts grep for."""
 
 import json
+import re
 from importlib import metadata
 
 import pytest
 
 from tests.fluxctl import answers
 from tests.fluxctl.golden import golden
+from tests.furniture import recorded
 from tests.furniture.provoked import provoked
 from tests.furniture.replay import problem
 
@@ -20,13 +22,7 @@ V1_CREDENTIALS = {
     "anonKey": "anon.jwt",
     "serviceRoleKey": "service.jwt",
 }
-V2_CREDENTIALS = {
-    "mode": "v2_shared",
-    "slug": "pooly",
-    "hash": "def5678",
-    "projectJwtSecret": "s3cr3t",
-    "note": "Pooled projects have no Postgres credential.",
-}
+V2_CREDENTIALS = recorded.body("credentials v2")
 
 STATUS = {
     "version": "0.1.0",
@@ -318,6 +314,40 @@ def test_what_would_deceive_for_v1_is_refused(opens_v1, words):
     assert (done.returncode, done.stdout) == (11, "")
     assert "would change nothing" in done.stderr
     assert not [request for request in opens_v1.asked if request.method == "POST"]
+
+
+CONTRACTS_FLAGS = [
+    "-p",
+    "--project",
+    "--hash",
+    "--local-port",
+    "--strict-port",
+    "--host",
+    "--ssh-host",
+    "--ssh-user",
+    "--ssh-port",
+    "--identity-file",
+    "--keepalive",
+    "--print-config",
+    "--readonly",
+    "--readwrite",
+    "--ttl",
+    "--create-temp-credentials",
+    "--json",
+    "--verbose",
+]
+ITS_OWN = {
+    "shell": ["-c", "--command"],
+    "dump": ["--output", "--schema-only"],
+    "restore": ["--input", "--skip-backup-check", "--yes-i-know-this-can-overwrite-data"],
+}
+
+
+@pytest.mark.parametrize("word", ["access-plan", "gui-config", "password", "tunnel", "shell", "dump", "restore"])
+def test_every_flag_of_the_contract_is_one_of_every_db_command(daemon, word):
+    text = said(daemon.flux("db", word, "--help"))
+    listed = {flag for line in text.splitlines() for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
+    assert {*CONTRACTS_FLAGS, *ITS_OWN.get(word, [])} <= listed
 
 
 def test_flags_that_mean_nothing_are_accepted(daemon):

@@ -60,8 +60,10 @@ def role(server: Server, password: str, *, encryption: str = "scram-sha-256", op
         admin.execute(sql.SQL("SET password_encryption = {}").format(sql.Literal(encryption)))
         create = sql.SQL("CREATE ROLE {} {} PASSWORD {}")
         admin.execute(create.format(sql.Identifier(name), sql.SQL(options), sql.Literal(password)))
+        # The server may have been prepared as a pool meanwhile: then CONNECT is nobody's unless it is granted.
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE postgres TO {}").format(sql.Identifier(name)))
         yield name
-        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
 
 
 async def test_postgres_answers_the_probe(each_postgres):

@@ -106,7 +106,8 @@ class ContractPlane:
         return datetime.fromtimestamp(datetime.now(UTC).timestamp(), UTC) + self.skew  # noqa: TID251
 
     async def verify(self, _request: web.Request) -> web.Response:
-        return web.json_response({"ok": True, "user": "ada@example.com", "plan": "pro", "cliRole": "operator"})
+        who = {"user": "ada@example.com", "plan": "pro", "defaultMode": "v2_shared", "cliRole": "operator"}
+        return web.json_response({"ok": True, **who})
 
     async def plan(self, request: web.Request) -> web.Response:
         project = self.projects.get(request.match_info["hash"])

@@ -4,6 +4,7 @@ The product page, heading by heading, through the installed `flux`, for both mod
 The main job is in test_main_job, "psql setup" in test_psql_setup, "Troubleshooting" in test_troubleshooting.
 """
 
+import contextlib
 import json
 import re
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import psycopg
 import pytest
 
+from fluxd.core.errors import IN_A_GUI
 from tests.furniture.daemon import Daemon
 from tests.furniture.lab import Lab, running_lab
 from tests.furniture.postgres import enterable_directory, temporary_roles
@@ -129,6 +131,32 @@ def test_gui_config_knows_the_port_that_a_tunnel_will_have(daemon: Daemon, lab: 
         assert plan["tunnel"]["recommendedLocalPort"] == port
         with daemon.hold("db", "tunnel", *project, env=lab.env) as held:
             assert held.field("Port") == str(port)
+
+
+def test_v2_what_postgres_says_in_a_gui_is_in_the_guide(daemon: Daemon, lab: Lab):
+    """Provoked with the block's own fields and one mistake each; the guide is made from `IN_A_GUI`."""
+    with daemon.hold("db", "tunnel", *FOUNDRY, "--json", env=lab.env, ready="\n}\n") as held:
+        fields = json.loads(held.out)["guiFields"]
+        password, user = fields["passwordHint"], fields["user"]
+        said = [
+            refusal(fields, password, dbname=user),
+            refusal(fields, "another"),
+            refusal(fields, password, sslmode="require"),
+        ]
+        session = connected(fields, password)
+        with psycopg.connect(lab.pool_admin_url, autocommit=True) as admin:
+            admin.execute(psycopg.sql.SQL("ALTER ROLE {} CONNECTION LIMIT 1").format(psycopg.sql.Identifier(user)))
+        said.append(refusal(fields, password))
+    with contextlib.closing(session), pytest.raises(psycopg.Error) as cut:
+        session.execute("SELECT pg_sleep(20)")
+    for text in [*said, str(cut.value)]:
+        assert any(re.search(re.escape(one).replace("…", ".*"), text) for one, _ in IN_A_GUI), text
+
+
+def refusal(fields: dict, password: str, **mistake: object) -> str:
+    with pytest.raises(psycopg.OperationalError) as caught:
+        connected(fields, password, **mistake)
+    return str(caught.value)
 
 
 # ------------------------------------------------ Getting the password for your SQL viewer

@@ -138,10 +138,17 @@ def last_port(daemon: Daemon) -> Iterator[None]:
     daemon.stop()
     daemon.start(FLUXD_FIRST_PORT="65535")
     with socket.socket() as listener:
-        with contextlib.suppress(OSError):  # by somebody else: as well
-            listener.bind(("127.0.0.1", 65535))
-            listener.listen()
+        wait_until(lambda: is_bound(listener, 65535), "its being ours: another run may have it", within_s=30)
+        listener.listen()
         yield
+
+
+def is_bound(listener: socket.socket, port: int) -> bool:
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 def test_no_port_is_left(refused, last_port):
@@ -292,7 +299,18 @@ def test_fluxd_ends_while_a_tunnel_is_held(daemon, lab):
     assert "closed" in held.err or "went away" in held.err
 
 
-def test_ctrl_c_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab):
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (("db", "tunnel", *FOUNDRY), signal.SIGINT),
+        (("db", "tunnel", *FOUNDRY), signal.SIGHUP),
+        (("db", "shell", *FOUNDRY), signal.SIGTERM),
+        (("exec", *FOUNDRY, "--", "true"), signal.SIGTERM),
+        (("db", "dump", *YEASTCOAST), signal.SIGTERM),
+    ],
+    ids=["tunnel SIGINT", "tunnel SIGHUP", "shell SIGTERM", "exec SIGTERM", "dump SIGTERM"],
+)
+def test_a_signal_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab, words, number):
     """The SSH host takes the connection and then says nothing."""
     before = temporary_roles(lab.pool_admin_url)
     with socket.socket() as silent:
@@ -300,7 +318,7 @@ def test_ctrl_c_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab):
         silent.listen()
         silent.settimeout(20)
         process = subprocess.Popen(
-            [command("flux"), "db", "tunnel", *FOUNDRY],
+            [command("flux"), *words],
             env={**daemon.environment, **lab.env, "FLUX_DB_TUNNEL_SSH_PORT": str(silent.getsockname()[1])},
             cwd=daemon.home,
             stderr=subprocess.PIPE,
@@ -309,9 +327,10 @@ def test_ctrl_c_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab):
         )
         dialled, _ = silent.accept()
         with dialled:
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, number)
             out, err = process.communicate(timeout=20)
-            provoked("interrupted", subprocess.CompletedProcess(process.args, process.returncode, out, err))
+            done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+            provoked("interrupted", done, exit_code=128 + number)
             wait_until(lambda: not daemon.listening(), "no port is left open")
             wait_until(lambda: daemon.flux_json("tunnel", "list")["tunnels"] == [], "no tunnel is left")
     assert temporary_roles(lab.pool_admin_url) == before

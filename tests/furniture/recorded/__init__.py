@@ -29,6 +29,7 @@ class Exchange:
     answers: Any
     varies: dict[str, str] = field(default_factory=dict)
     token: str | None = "own"
+    cache_control: str = "private, no-store"
 
     @property
     def route(self) -> str:
@@ -48,6 +49,7 @@ def _read() -> dict[str, Exchange]:
             one["body"],
             one.get("varies", {}),
             one["request"].get("token", "own"),
+            one.get("cacheControl", Exchange.cache_control),
         )
         for name, one in found.items()
     }
