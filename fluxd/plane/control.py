@@ -207,7 +207,7 @@ class ControlPlane:
         query: Mapping[str, str] | None = None,
         body: object = None,
         judge: Judge | None = None,
-        within_s: float = ANSWER_WITHIN_S,
+        within_s: float | None = None,
     ) -> tuple[int, T]:
         """Any other route: its status and its 2xx answer as *kind*."""
         reply = await self._send(
@@ -275,7 +275,7 @@ class ControlPlane:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         judge: Judge | None = None,
-        within_s: float = ANSWER_WITHIN_S,
+        within_s: float | None = None,
     ) -> Reply:
         """The plane's 2xx answer; anything else is raised as the problem it is."""
         data = None if body is None else wire.encode(body)
@@ -301,8 +301,9 @@ class ControlPlane:
         query: Mapping[str, str],
         data: bytes | None,
         headers: Mapping[str, str],
-        within_s: float,
+        within_s: float | None,
     ) -> Reply:
+        within_s = ANSWER_WITHIN_S if within_s is None else within_s
         try:
             async with asyncio.timeout(within_s):
                 return await self._follow(method, url, query, data, headers)
