@@ -310,8 +310,9 @@ class ControlPlane:
         query: Mapping[str, str],
         data: bytes | None,
         headers: Mapping[str, str],
-        within_s: float,
+        within_s: float | None,
     ) -> Reply:
+        within_s = ANSWER_WITHIN_S if within_s is None else within_s
         try:
             async with asyncio.timeout(within_s):
                 return await self._follow(method, url, query, data, headers)
