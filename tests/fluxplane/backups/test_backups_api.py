@@ -19,7 +19,7 @@ import pytest
 from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
-from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest, replica
+from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, new_plane, newest, replica
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
 from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
@@ -453,8 +453,9 @@ async def test_the_restore_gate_is_the_planes_too(settings):
     assert [one["reason"] for one in events if one["event"] == "restore_check_skipped"] == ["a drill"]
 
 
-async def test_a_project_is_deleted_only_with_a_verified_backup(settings):
-    settings, token = settings
+async def test_a_project_is_deleted_only_with_a_verified_backup(settings, pool18, pg18):
+    own, token = await new_plane(pool18, pg18)
+    settings = dataclasses.replace(own, backups=settings[0].backups)
     async with serving(settings, token) as plane:
         path = f"/api/cli/v1/projects/{V2}"
         assert (await plane.ask("DELETE", path)).body["code"] == "no_backups"
