@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from fluxctl import child, environment, hold, opening, pgtools
+from fluxctl import child, environment, gui, hold, opening, pgtools, screen
 from fluxctl.client import Client
 from fluxctl.options import Command
 from fluxctl.problem import Problem, usage
@@ -34,6 +34,8 @@ def exec_(arguments: Arguments) -> int:
     with hold.Held(client, opening.open_body(arguments, chosen, hold=True, credential="new")) as held:
         opening.warn_of_other_name(chosen, held.tunnel["project"])
         opening.say_notices(held.opened, held.tunnel)
+        if hidden := held.tunnel["rls_tables"]:
+            screen.note(f"Row-level security: {gui.rls_text(hidden)}")
         variables = _variables(held)
         with hold.Narrator(held):
             return _run(argv, variables)

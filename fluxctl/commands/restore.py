@@ -119,8 +119,9 @@ def restore(arguments: Arguments) -> int:
         summary = _through_a_tunnel(client, chosen, arguments, archive, scratch)
         outcome = "ok"
     except KeyboardInterrupt as stop:
-        half = arguments.jobs and not scratch
-        raise interrupted(stop, f"Interrupted; the database is {'half restored' if half else 'as it was'}.") from stop
+        is_now = "half restored" if arguments.jobs and not scratch else "as it was"
+        # What is sent when pg_restore has just committed comes too late to change it.
+        raise interrupted(stop, f"Interrupted; unless it had just ended, the database is {is_now}.") from stop
     finally:
         _tell(client, chosen, restore_id, outcome)
     _say(arguments, archive, summary)
@@ -280,7 +281,7 @@ def _warn_of_others(database: Database) -> None:
         " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     )
     if others != "0":
-        screen.warning(f"{others} other sessions use the database; the restore waits for their locks.")
+        screen.warning(f"other sessions ({others}) use the database; the restore waits for their locks.")
 
 
 def _over(work: Work, guard: Guard) -> dict[str, Any]:

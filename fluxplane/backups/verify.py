@@ -20,6 +20,7 @@ import asyncpg
 
 from fluxplane import binaries
 from fluxplane.backups import manifest, programs
+from fluxplane.backups.dump import contents
 from fluxplane.backups.manifest import Connection, Manifest
 from fluxplane.backups.programs import BackupFailed, Login, Unable
 from fluxplane.backups.throwaway import DATABASE, Limits, Throwaway, throwaway
@@ -58,6 +59,8 @@ async def verify(
     tools = programs.fitting(archive.manifest.major, await programs.installations())
     try:
         async with asyncio.timeout(within_s):
+            phase("reading")
+            await contents(tools, archive.path)  # no server is made for what is no archive
             phase("starting")
             async with throwaway(tools, work, bounds) as server:
                 restorer = await _prepare(server, archive)

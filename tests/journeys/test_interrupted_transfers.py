@@ -193,7 +193,7 @@ def test_an_interrupted_restore_changes_nothing(lab: Lab, daemon: Daemon, dedica
             wait_until(lambda: sessions(lab.dedicated_url) == 0, "pg_restore's end")
         other.process.terminate()
         other.process.wait(20)
-    assert (status, said) == ENDS[number]("the database is as it was")
+    assert (status, said) == ENDS[number]("unless it had just ended, the database is as it was")
     assert before == awkward.fingerprint(dedicated, "shop")
     nothing_is_left(lab, daemon)
 
@@ -297,6 +297,26 @@ def test_a_full_disk_says_so_and_leaves_nothing(lab: Lab, daemon: Daemon, dedica
     assert done.returncode == 12, done.stderr
     assert "No space left on device" in done.stderr
     assert "y.dump" not in done.stderr.splitlines()[-1]
+
+
+def test_a_download_on_a_full_disk_says_so_and_goes_on_where_there_is_room(lab: Lab, daemon: Daemon, dedicated):
+    made = daemon.flux_json("backup", "create", *YEASTCOAST, env=lab.env)["backup"]
+    fetch = ("backup", "download", *YEASTCOAST, "--id", made["id"], "-o", "b.dump")
+    done = subprocess.run(
+        ["prlimit", "--fsize=20000", command("flux"), *fetch],
+        env=daemon.environment | dict(lab.env),
+        cwd=daemon.home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 12, done.stderr
+    assert "File too large" in done.stderr
+    assert not (daemon.home / "b.dump").exists()
+    [part] = partials(daemon)
+    assert (daemon.home / part).stat().st_size == 20000
+    assert daemon.flux(*fetch, env=lab.env).returncode == 0
+    assert partials(daemon) == []
 
 
 def test_a_file_that_may_not_grow_is_told_as_a_full_disk_is(lab: Lab, daemon: Daemon, dedicated):

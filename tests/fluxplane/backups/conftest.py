@@ -23,20 +23,43 @@ def base(hash_):
     return f"/api/cli/v1/projects/{hash_}/backups"
 
 
+async def new_plane(pool18, pg18):
+    """The settings of a plane with foundry and neighbour (v2) and yeastcoast (v1), and its user's token."""
+    made = settings_for(pool18)
+    name = psycopg.conninfo.conninfo_to_dict(made.pool_url.reveal())["user"]
+    made = dataclasses.replace(made, pool_backup_url=url(pool18, f"{name}_backup", "backup-pw"))
+    token = await furnish(made)
+    async with catalogue.connect(made) as catalog:
+        new = registry.NewProject(user=USER, slug="yeastcoast", mode="v1_dedicated", hash=V1, postgres_url=pg18.url())
+        await registry.create_project(catalog, made, new)
+    return made, token
+
+
+@pytest.fixture(scope="session")
+def session_plane(pool18, pg18):
+    """Furnished once: that takes longer than most tests do."""
+    return asyncio.run(new_plane(pool18, pg18))
+
+
 @pytest.fixture
-async def settings(pool18, pg18):
-    """A plane with foundry (v2, filled) and yeastcoast (v1, filled), and a directory for backups."""
+def settings(session_plane, pool18, pg18):
+    """A plane as if new, yeastcoast's database filled, and a directory for backups."""
+    made, token = session_plane
     with enterable_directory() as place, clean(pg18):
-        made = settings_for(pool18, backups=BackupSettings(directory=place / "backups"))
-        name = psycopg.conninfo.conninfo_to_dict(made.pool_url.reveal())["user"]
-        made = dataclasses.replace(made, pool_backup_url=url(pool18, f"{name}_backup", "backup-pw"))
-        token = await furnish(made)
-        async with catalogue.connect(made) as catalog:
-            new = registry.NewProject(
-                user=USER, slug="yeastcoast", mode="v1_dedicated", hash=V1, postgres_url=pg18.url()
-            )
-            await registry.create_project(catalog, made, new)
-        yield made, token
+        as_new(made, pool18)
+        yield dataclasses.replace(made, backups=BackupSettings(directory=place / "backups")), token
+
+
+def as_new(settings, server):
+    """Without backups, records, further projects, and what `filled` made."""
+    database = psycopg.conninfo.conninfo_to_dict(settings.catalogue_url.reveal())["dbname"]
+    with psycopg.connect(server.url(database).reveal(), autocommit=True) as link:
+        link.execute("TRUNCATE flux.backups, flux.backup_locks, flux.audit, flux.activity")
+        link.execute("DELETE FROM flux.projects WHERE slug NOT IN ('foundry', 'neighbour', 'yeastcoast')")
+        schemas = link.execute("SELECT api_schema FROM flux.projects WHERE mode = 'v2_shared'").fetchall()
+    with psycopg.connect(server.url().reveal(), autocommit=True) as link:
+        for (schema,) in schemas:
+            link.execute(f"DROP TABLE IF EXISTS {schema}.things, {schema}.secrets")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import pytest
 from fluxplane import catalogue, doctor, registry
 from fluxplane.backups import handlers, store
 from fluxplane.settings import BackupSettings
-from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, newest, replica
+from tests.fluxplane.backups.conftest import V1, V2, base, filled, made, new_plane, newest, replica
 from tests.fluxplane.conftest import USER, Answer, fill, furnish, schema_of, serving, settings_for, url
 from tests.furniture.needs import needs_program
 from tests.furniture.postgres import PASSWORD, enterable_directory
@@ -438,6 +438,9 @@ async def test_the_restore_gate_is_the_planes_too(settings):
         async with catalogue.connect(settings) as catalog:
             await catalog.db.execute("UPDATE backups SET created_at = created_at - interval '25 hours'")
         assert (await ask(**yes)).body["code"] == "too_old"
+        patient = dataclasses.replace(settings.backups, restore_max_age_s=26 * 3600)
+        async with serving(dataclasses.replace(settings, backups=patient), token) as other:
+            assert (await other.post(restores, json=yes)).status == 200
         pooled = await plane.post(f"/api/cli/v1/projects/{V2}/restores", json=yes)
         assert (pooled.status, pooled.body["code"]) == (412, "pooled")
         assert "not supported" in pooled.body["error"]
@@ -445,12 +448,14 @@ async def test_the_restore_gate_is_the_planes_too(settings):
     told = [(one["event"], one["outcome"]) for one in events if "restore" in one["event"]]
     assert told.count(("database_restored", "refused")) == 5
     assert told.count(("restore_check_skipped", "ok")) == 1
+    assert told.count(("restore_check_passed", "ok")) == 2
     assert told.count(("database_restored", "ok")) == 1
     assert [one["reason"] for one in events if one["event"] == "restore_check_skipped"] == ["a drill"]
 
 
-async def test_a_project_is_deleted_only_with_a_verified_backup(settings):
-    settings, token = settings
+async def test_a_project_is_deleted_only_with_a_verified_backup(settings, pool18, pg18):
+    own, token = await new_plane(pool18, pg18)
+    settings = dataclasses.replace(own, backups=settings[0].backups)
     async with serving(settings, token) as plane:
         path = f"/api/cli/v1/projects/{V2}"
         assert (await plane.ask("DELETE", path)).body["code"] == "no_backups"
@@ -502,6 +507,26 @@ def terminate(server, pids):
     with psycopg.connect(server.url().reveal(), autocommit=True) as admin:
         for (pid,) in pids:
             admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+
+async def test_a_size_beyond_32_bits_is_told(settings):
+    settings, token = settings
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V2)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        os.truncate(path, 3 * 2**31)  # sparse: it takes no room
+        stamp = path.stat()
+        async with catalogue.connect(settings) as catalog:
+            await catalog.db.execute(
+                "UPDATE backups SET size_bytes = $2, progress_bytes = $2, stamp = $3 WHERE id = $1",
+                uuid.UUID(backup["id"]),
+                stamp.st_size,
+                f"{stamp.st_size}:{stamp.st_mtime_ns}:{stamp.st_ino}",
+            )
+        assert (await newest(plane, V2))["sizeBytes"] == 3 * 2**31
+        headers = {"Authorization": f"Bearer {token.reveal()}", "Range": f"bytes={3 * 2**31 - 5}-"}
+        async with plane.http.get(f"{plane.base}{base(V2)}/{backup['id']}/download", headers=headers) as response:
+            assert (response.status, await response.read()) == (206, bytes(5))
 
 
 async def test_downloads_resume(settings):
