@@ -92,6 +92,21 @@ async def test_a_client_is_no_less_served_for_how_long_the_host_has_been_away(fa
     assert (shown.state, shown.last_problem) == ("up", None)
 
 
+async def test_closing_a_tunnel_whose_host_is_away_keeps_nobody_waiting(faulty_rig):
+    opened = await faulty_rig.open(V1_HASH)
+    await faulty_rig.host.proxy.refuse()
+    faulty_rig.host.proxy.cut()
+    waiting = [asyncio.create_task(faulty_rig.connect(opened)) for _ in range(3)]
+    await until(lambda: faulty_rig.up.show(V1_HASH).traffic.relays == 3, "clients that wait")
+    async with asyncio.timeout(3):
+        await faulty_rig.up.close(V1_HASH)
+        assert all(
+            isinstance(one, psycopg.OperationalError) for one in await asyncio.gather(*waiting, return_exceptions=True)
+        )
+    assert faulty_rig.up.list() == []
+    await until(lambda: faulty_rig.up.hosts() == [], "nobody to dial the host any more")
+
+
 async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(faulty_rig):
     faulty_rig.settings = replace(faulty_rig.settings, client_waits_s=0.5)
     opened = await faulty_rig.open(V1_HASH)
@@ -417,6 +432,21 @@ async def test_a_connection_that_lived_through_our_sleep_stays(sleepy_rig):
     assert "host_lost" not in events.names
 
 
+async def test_a_lease_that_ended_in_our_sleep_ends_its_tunnel_though_the_host_is_dead(sleepy_rig):
+    opened = await sleepy_rig.open()
+    await sleepy_rig.host.proxy.refuse()
+    sleepy_rig.host.proxy.cut()
+    waiting = asyncio.create_task(sleepy_rig.connect(opened))
+    await until(lambda: sleepy_rig.up.show("foundry").traffic.relays == 1, "a client that waits")
+    sleepy_rig.clock.slept_s = 8 * 3600.0
+    await until(lambda: sleepy_rig.up.list() == [], "the tunnel to end", within_s=4)
+    with pytest.raises(psycopg.OperationalError):
+        await waiting
+    await until(lambda: sleepy_rig.roles() == set(), "the role to end")
+    assert listening_inode(opened.tunnel.port) is None
+    await until(lambda: sleepy_rig.up.hosts() == [], "nobody to dial the host any more")
+
+
 async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(sleepy_rig):
     await sleepy_rig.open(V1_HASH)
     [host] = sleepy_rig.up._hosts.values()
@@ -481,6 +511,19 @@ async def test_a_host_that_stands_still_for_a_moment_loses_nobody_when_it_is_dou
         await events.happens("host_up")
         await connection.execute("SELECT 1")
     await rig.close()
+
+
+async def test_closing_while_it_is_doubted_leaves_nothing(faulty_ssh):
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, forward, happened):
+        faulty_ssh.proxy.stall()
+        host.doubt()
+        await until(lambda: "host_lost" in happened, "the doubt", within_s=2)
+        await until(lambda: faulty_ssh.proxy.accepted == 2, "the dial beside it")
+        waiting = asyncio.create_task(greeting(forward))
+        await until(lambda: forward.relays == 1, "a client")
+    assert await waiting == b""
+    with pytest.raises(SSHLost):
+        await host.reach()
 
 
 async def test_a_link_known_to_be_slow_is_given_the_time_it_takes(faulty_ssh):
