@@ -40,7 +40,8 @@ class Channels:
     """
     What they share.
 
-    `heard` is set by whatever comes through any of them. While the connection is `congested` nobody may write.
+    `heard` is set by whatever shows that somebody is there: bytes that come, and room for those that go. While the
+    connection is `congested` nobody may write.
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,8 @@ class Channels:
         def congest(whether: bool) -> None:
             if connection is self._watched:
                 self.congested = whether
+                if not whether:  # what was sent has been taken
+                    self.heard.set()
                 for session in list(self.sessions):
                     session.congested(whether)
 

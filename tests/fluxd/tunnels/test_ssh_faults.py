@@ -633,6 +633,33 @@ async def test_what_a_host_does_not_take_stays_with_the_clients(embedded):
             writer.transport.abort()
 
 
+async def test_an_upload_that_goes_on_is_an_answer_too(embedded):
+    """What fills the way delays every answer; here none comes at all. But somebody takes it, so nothing is lost."""
+    how = Dialling(config=os.devnull)
+    async with boundless(embedded), forwarded(embedded, how) as (host, forward, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: host.channels == 1, "the channel")
+
+        async def upload():
+            while True:
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+
+        uploading = asyncio.create_task(upload())
+        try:
+            embedded.proxy.latency_s = 0.05
+            await until(lambda: host._channels.congested, "the way to be full")
+            embedded.proxy.stall("down")
+            host.doubt()
+            await asyncio.sleep(2 * ANSWERS_S)
+            await until(lambda: host.state == "up", "it to be believed", within_s=3)
+            assert host.generation == 1
+        finally:
+            uploading.cancel()
+            await asyncio.gather(uploading, return_exceptions=True)
+            writer.transport.abort()
+
+
 async def test_latency_only_delays(faulty_ssh):
     async with forwarded(faulty_ssh, QUICK) as (_, forward, happened):
         faulty_ssh.proxy.latency_s = 0.1
