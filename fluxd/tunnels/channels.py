@@ -138,6 +138,8 @@ class ChannelTransport(asyncio.Transport):
 
     def __init__(self, channel: asyncssh.SSHTCPChannel[bytes]) -> None:
         super().__init__()
+        # While what came earlier, and was not wanted then, is handed on.
+        self.catching_up = False
         self._channel = channel
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -164,7 +166,11 @@ class ChannelTransport(asyncio.Transport):
         self._channel.pause_reading()
 
     def resume_reading(self) -> None:
-        self._channel.resume_reading()
+        self.catching_up = True
+        try:
+            self._channel.resume_reading()
+        finally:
+            self.catching_up = False
 
     def get_write_buffer_size(self) -> int:
         return self._channel.get_write_buffer_size()
@@ -194,7 +200,8 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
         self.congested(self._channels.congested)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - there is one kind
-        self._channels.heard.set()
+        if not self.transport.catching_up:
+            self._channels.heard.set()
         try:
             self._protocol.data_received(data)
         except Exception as error:  # noqa: BLE001 - told, and contained

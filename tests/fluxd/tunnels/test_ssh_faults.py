@@ -23,6 +23,7 @@ from fluxd.tunnels.ssh import ANSWERS_S, Host
 from fluxd.tunnels.supervisor import TICK_S
 from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
+from tests.fluxd.tunnels.upstreams import Upstream
 from tests.furniture.faults import fault_proxy
 from tests.furniture.needs import needs_program
 from tests.furniture.sshd import OpenSSH, serving
@@ -631,6 +632,32 @@ async def test_what_a_host_does_not_take_stays_with_the_clients(embedded):
         await until(lambda: forward.bytes_up == 128 << 20, "the rest to pass", within_s=30)
         for writer in (first, second):
             writer.transport.abort()
+
+
+class OnePieceAtATime(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, _):
+        self.transport.pause_reading()
+
+
+async def test_what_came_before_the_doubt_is_no_answer_to_it(faulty_ssh):
+    """A client that reads slowly has much of it left to read."""
+    async with (
+        Upstream("pour", 64 << 20) as upstream,
+        forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, _, told),
+    ):
+        faulty_ssh.know_container("upstream", upstream.port)
+        channel = await host.open_channel(OnePieceAtATime, "127.0.0.1", upstream.port)
+        await until(host._channels.heard.is_set, "the first piece")
+        await asyncio.sleep(0.5)  # for as many more as the window allows
+        faulty_ssh.proxy.strand()
+        host.doubt()
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            channel.resume_reading()
+        assert "host_lost" in told
 
 
 async def test_an_upload_that_goes_on_is_an_answer_too(embedded):
