@@ -3,21 +3,19 @@ One SSH host and its one shared connection: dial, keep, redial; ask questions, o
 
 Many tunnels share a host. It is dialled when somebody needs it, and while a tunnel is open it is redialled for ever, by
 `core.backoff`, or at once when a client connects. What sits behind `Host.open_channel` is the data plane; today that is
-asyncssh's own channels.
+asyncssh's own channels (`channels`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import asyncssh
 
@@ -34,10 +32,8 @@ from fluxd.core.errors import (
 from fluxd.core.resolver import Answer
 from fluxd.core.target import clean
 
+from .channels import Channels, ChannelTransport
 from .dial import Destination, Dialling, dial
-from .failures import channel_problem
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +45,6 @@ LONGEST_ANSWER: Final = 64 * 1024
 BUSY_S: Final = 5.0
 BUSY_PAUSE_S: Final = 0.1
 CHANNEL_S: Final = 15.0
-# Who sends this much at once fills whole segments, which nothing holds back.
-BULK: Final = 4096
-# A host that answers none of its openings is not to fill our memory with them.
-OPENINGS_AT_ONCE: Final = 1000
 # A connection that lasted this long was a good one: the next redial starts from the shortest delay.
 GOOD_AFTER_S: Final = 10.0
 LEAST_PAUSE_S: Final = 0.05
@@ -89,22 +81,17 @@ class Host:
         self._observe = observe
         self._connection: asyncssh.SSHClientConnection | None = None
         self._backoff = Backoff()
+        self._channels = Channels()
         self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
         self._asking = 0
         self._keeper: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self._poked = asyncio.Event()
-        self._opening: set[asyncio.Task[Any]] = set()
         self._dialling: asyncio.Timeout | None = None
         self._dials_anew = 0
         self._doubted = asyncio.Event()
-        # Set by whatever comes through a channel, and by an answer to our own question.
-        self.heard = asyncio.Event()
         self._hearing: asyncio.Task[None] | None = None
         self._closed = False
-        self.sessions: set[_Session] = set()
-        # The connection takes no more just now: nobody who writes to one of its channels may go on.
-        self.congested = False
 
     # ------------------------------------------------------------ the connection
 
@@ -127,7 +114,7 @@ class Host:
     @property
     def channels(self) -> int:
         """How many are open."""
-        return len(self.sessions)
+        return len(self._channels)
 
     @property
     def key_fingerprint(self) -> str | None:
@@ -158,8 +145,7 @@ class Host:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         self._settle(SSHLost(f"The connection to {self.destination} was closed."))
-        while self._opening:
-            await asyncio.wait(self._opening)
+        await self._channels.opened_all()
 
     async def _next_outcome(self, *, hurry: bool) -> FluxError | None:
         """What the try that is under way, or the next one, comes to; None: connected."""
@@ -210,9 +196,12 @@ class Host:
             with contextlib.suppress(TimeoutError):  # told to dial no more; `dial` raises none
                 try:
                     async with asyncio.timeout(None) as self._dialling:
-                        return await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
+                        other = await dial(self.destination, self._how, agent=self.agent, pinned=self.pinned)
                 finally:
                     self._dialling = None
+                if not self._has_answered:
+                    return other
+                await _ended(other)
         return self._use()
 
     def _dial_no_more(self, dialling: asyncio.Timeout) -> None:
@@ -223,7 +212,7 @@ class Host:
             old, self._connection = self._connection, connection
             self.generation += 1
             self._up_since, self.connected_at = self._clock.now(), self._clock.wall()
-            self._watch_congestion(connection)
+            self._channels.watch(connection)
             if old is not None:
                 await _ended(old)
         await self._hear_no_more()
@@ -231,23 +220,6 @@ class Host:
         self._used_at = self._clock.awake()
         self._settle(None)
         self._observe(self, "host_up")
-
-    def _watch_congestion(self, connection: asyncssh.SSHClientConnection) -> None:
-        """
-        Have clients wait while what they sent waits for the socket.
-
-        asyncssh does not: it would keep in memory all that the host's windows allow, and it is the host who sets those.
-        """
-
-        def congested(whether: bool) -> None:
-            if connection is self._connection:
-                self.congested = whether
-                for session in list(self.sessions):
-                    session.congested(whether)
-
-        self.congested = False
-        connection.pause_writing = lambda: congested(True)  # type: ignore[method-assign]
-        connection.resume_writing = lambda: congested(False)  # type: ignore[method-assign]
 
     async def _live(self) -> None:
         """Until the connection ends, nobody needs it, or it is doubted and says nothing."""
@@ -277,11 +249,11 @@ class Host:
     async def _answers(self, connection: asyncssh.SSHClientConnection, closing: asyncio.Task[None]) -> bool:
         """Whether the doubted connection says anything soon; if not, it is listened to further on."""
         self._doubted.clear()
-        self.heard.clear()
+        self._channels.heard.clear()
         self._hearing = asyncio.create_task(self._hear(connection))
         soon_s = min(max(ANSWERS_S, 2 * (self.latency_s or 0.0)), MOST_PATIENT_S)
         await asyncio.wait({closing, self._hearing}, timeout=soon_s, return_when=asyncio.FIRST_COMPLETED)
-        if not closing.done() and not self.heard.is_set():
+        if not closing.done() and not self._channels.heard.is_set():
             return False
         await self._hear_no_more()
         return True
@@ -290,14 +262,14 @@ class Host:
         """Ask *connection* for a sign of life, and when there is one end the dial or the pause in its place."""
 
         def told(answer: asyncio.Future[Any]) -> None:
-            if not answer.cancelled() and not connection.is_closed():
-                self.heard.set()
+            if not answer.cancelled() and answer.exception() is None and not connection.is_closed():
+                self._channels.heard.set()
 
         # What its keepalives ask; there is no public word for it.
         asking = asyncio.ensure_future(connection._make_global_request(b"keepalive@openssh.com"))  # noqa: SLF001
         asking.add_done_callback(told)
         try:
-            await self.heard.wait()
+            await self._channels.heard.wait()
         finally:
             asking.cancel()
         self._poked.set()
@@ -307,7 +279,7 @@ class Host:
     @property
     def _has_answered(self) -> bool:
         """Whether the connection that did not answer in time now has."""
-        return self._hearing is not None and self.heard.is_set()
+        return self._hearing is not None and self._channels.heard.is_set()
 
     async def _hear_no_more(self) -> None:
         if self._hearing is not None:
@@ -324,7 +296,7 @@ class Host:
     def _is_unused(self) -> bool:
         """Whether nobody has needed the connection for as long as it may idle; our own sleep does not count."""
         now = self._clock.awake()
-        if self.channels or self._opening or self._asking:
+        if self._channels.in_use or self._asking:
             self._used_at = now
         return now - self._used_at >= self._how.idle_s
 
@@ -405,7 +377,7 @@ class Host:
                 await asyncio.sleep(BUSY_PAUSE_S)
 
     async def _run(self, command: str) -> Answer:
-        process = await self._opened(_started(self._use(), command), asyncssh.SSHClientProcess.close)
+        process = await self._channels.opened(_started(self._use(), command), asyncssh.SSHClientProcess.close)
         try:
             out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
             if len(out) < LONGEST_ANSWER and len(err) < LONGEST_ANSWER:
@@ -436,29 +408,14 @@ class Host:
         Raises:
             SSHForwardingRefused, UpstreamRefused, UpstreamUnreachable, SSHBusy, SSHLost: what the host says to it.
         """
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(CHANNEL_S):
-                return await self._opened(self._create(protocol_factory, host, port), ChannelTransport.abort)
+                channel = await self._channels.open(self._use(), protocol_factory, host, port)
         except TimeoutError as error:
             raise UpstreamUnreachable(f"{host}:{port} did not answer within {CHANNEL_S:.0f} s.") from error
-
-    async def _opened(self, opening: Coroutine[Any, Any, T], end: Callable[[T], None]) -> T:
-        """
-        What *opening* makes of a channel. Cancelled, it goes on without us, and *end* is called with what came of it.
-
-        SSH cannot take back what it asked for, and asyncssh forgets to close what comes after it was cancelled.
-        """
-        if len(self._opening) >= OPENINGS_AT_ONCE:
-            opening.close()
-            raise SSHBusy(f"{OPENINGS_AT_ONCE} channels to {self.destination} wait for an answer already.")
-        task = asyncio.create_task(opening)
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(functools.partial(_abandon, end))
-            raise
+        self.latency_s = time.monotonic() - begun
+        return channel
 
     async def open_stream(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A channel as a reader and a writer, for conversations of our own. Raises as `open_channel` does."""
@@ -467,153 +424,6 @@ class Host:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport = await self.open_channel(lambda: protocol, host, port)
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-    async def _create(self, protocol_factory: Callable[[], asyncio.Protocol], host: str, port: int) -> ChannelTransport:
-        connection = self._use()
-        session = _Session(self, protocol_factory(), _hastened(connection))
-        begun = time.monotonic()
-        try:
-            await connection.create_connection(lambda: session, host, port)
-        except asyncssh.ChannelOpenError as error:
-            raise channel_problem(error, f"{host}:{port}", lost=connection.is_closed()) from error
-        except (asyncssh.Error, OSError) as error:
-            raise SSHLost(detail=clean(str(error))) from error
-        self.latency_s = time.monotonic() - begun
-        return session.transport
-
-
-class ChannelTransport(asyncio.Transport):
-    """An asyncssh channel with asyncio's manners: writing to one that is ending is no error, it goes nowhere."""
-
-    def __init__(self, channel: asyncssh.SSHTCPChannel[bytes]) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.write(bytes(data))
-
-    def write_eof(self) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.write_eof()
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def abort(self) -> None:
-        self._channel.abort()
-
-    def is_closing(self) -> bool:
-        return self._channel.is_closing()
-
-    def pause_reading(self) -> None:
-        self._channel.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._channel.resume_reading()
-
-    def get_write_buffer_size(self) -> int:
-        return self._channel.get_write_buffer_size()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._channel.get_extra_info(name, default)
-
-
-class _Session(asyncssh.SSHTCPSession[bytes]):
-    """
-    asyncssh's callbacks, passed on to an asyncio protocol.
-
-    What a protocol raises ends its own channel: asyncssh would end the connection, and every other tunnel with it.
-    """
-
-    def __init__(self, host: Host, protocol: asyncio.Protocol, hasten: Callable[[], None]) -> None:
-        self._host = host
-        self._protocol = protocol
-        self._hasten = hasten
-        # Either may have it wait: the channel's window, or the connection.
-        self._full = False
-        self._congested = False
-
-    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
-        self.transport = ChannelTransport(chan)
-        self._host.sessions.add(self)
-        self._hasten()
-        self._tell(self._protocol.connection_made, self.transport)
-        self.congested(self._host.congested)
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002 - there is one kind
-        if len(data) < BULK:
-            self._hasten()
-        self._host.heard.set()
-        try:
-            self._protocol.data_received(data)
-        except Exception as error:  # noqa: BLE001 - told, and contained
-            self._failed(error)
-
-    def eof_received(self) -> bool:
-        return bool(self._tell(self._protocol.eof_received))
-
-    def pause_writing(self) -> None:
-        self._wait(full=True, congested=self._congested)
-
-    def resume_writing(self) -> None:
-        self._host.heard.set()
-        self._wait(full=False, congested=self._congested)
-
-    def congested(self, whether: bool) -> None:
-        self._wait(full=self._full, congested=whether)
-
-    def _wait(self, *, full: bool, congested: bool) -> None:
-        waited = self._full or self._congested
-        self._full, self._congested = full, congested
-        if waited != (full or congested):
-            self._tell(self._protocol.resume_writing if waited else self._protocol.pause_writing)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._host.sessions.discard(self)
-        self._hasten()
-        # asyncssh's errors are no OSErrors; who reads a stream expects one.
-        broken = exc is not None and not isinstance(exc, OSError)
-        self._tell(self._protocol.connection_lost, ConnectionResetError(str(exc)) if broken else exc)
-
-    def _tell(self, callback: Callable[..., object], *arguments: object) -> object:
-        try:
-            return callback(*arguments)
-        except Exception as error:  # noqa: BLE001 - told, and contained
-            self._failed(error)
-            return None
-
-    def _failed(self, error: Exception) -> None:
-        log.error("a channel's protocol failed; the channel is ended", exc_info=error)
-        self.transport.abort()
-
-
-def _hastened(connection: asyncssh.SSHClientConnection) -> Callable[[], None]:
-    """
-    What acknowledges at once whatever came over *connection*, where the kernel can (Linux, tcp(7): TCP_QUICKACK).
-
-    sshd leaves Nagle's algorithm on for a connection without a terminal: what it has for one client would wait until
-    the acknowledgement of what it sent another arrives, and the kernel delays that by up to 40 ms.
-    """
-    sock = connection.get_extra_info("socket")
-    option = getattr(socket, "TCP_QUICKACK", None)
-    if option is None or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return lambda: None
-
-    def hasten() -> None:
-        with contextlib.suppress(OSError):  # it is closed already
-            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
-
-    return hasten
-
-
-def _abandon(end: Callable[[T], None], opening: asyncio.Task[T]) -> None:
-    """Nobody waits any more for this channel."""
-    if not opening.cancelled() and opening.exception() is None:
-        end(opening.result())
 
 
 async def _started(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[str]:

@@ -35,6 +35,7 @@ from fluxd.journal import GrantRecord, Journal, SSHRecord, TunnelRecord
 from fluxd.plane import Caller
 from fluxplane.wire import TunnelReport
 
+from .channels import ChannelTransport
 from .events import Events
 from .facts import Facts, Hold, Wish
 from .forward import Forward, Happening
@@ -42,7 +43,7 @@ from .grants import Grants, Minted, Terms
 from .identity import Identity
 from .probe import prove_login, prove_postgres
 from .shown import shown_lease, shown_traffic
-from .ssh import ChannelTransport, Host, unreachable
+from .ssh import Host, unreachable
 from .whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from fluxd.tunnels.ssh import ANSWERS_S, Host
 from fluxd.tunnels.supervisor import TICK_S
 from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
+from tests.fluxd.tunnels.upstreams import Upstream
 from tests.furniture.faults import fault_proxy
 from tests.furniture.needs import needs_program
 from tests.furniture.provoked import provoked
@@ -92,6 +93,21 @@ async def test_a_client_is_no_less_served_for_how_long_the_host_has_been_away(fa
         await events.happens("reconnected")
     [shown] = faulty_rig.up.hosts()
     assert (shown.state, shown.last_problem) == ("up", None)
+
+
+async def test_closing_a_tunnel_whose_host_is_away_keeps_nobody_waiting(faulty_rig):
+    opened = await faulty_rig.open(V1_HASH)
+    await faulty_rig.host.proxy.refuse()
+    faulty_rig.host.proxy.cut()
+    waiting = [asyncio.create_task(faulty_rig.connect(opened)) for _ in range(3)]
+    await until(lambda: faulty_rig.up.show(V1_HASH).traffic.relays == 3, "clients that wait")
+    async with asyncio.timeout(3):
+        await faulty_rig.up.close(V1_HASH)
+        assert all(
+            isinstance(one, psycopg.OperationalError) for one in await asyncio.gather(*waiting, return_exceptions=True)
+        )
+    assert faulty_rig.up.list() == []
+    await until(lambda: faulty_rig.up.hosts() == [], "nobody to dial the host any more")
 
 
 async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(faulty_rig):
@@ -419,6 +435,21 @@ async def test_a_connection_that_lived_through_our_sleep_stays(sleepy_rig):
     assert "host_lost" not in events.names
 
 
+async def test_a_lease_that_ended_in_our_sleep_ends_its_tunnel_though_the_host_is_dead(sleepy_rig):
+    opened = await sleepy_rig.open()
+    await sleepy_rig.host.proxy.refuse()
+    sleepy_rig.host.proxy.cut()
+    waiting = asyncio.create_task(sleepy_rig.connect(opened))
+    await until(lambda: sleepy_rig.up.show("foundry").traffic.relays == 1, "a client that waits")
+    sleepy_rig.clock.slept_s = 8 * 3600.0
+    await until(lambda: sleepy_rig.up.list() == [], "the tunnel to end", within_s=4)
+    with pytest.raises(psycopg.OperationalError):
+        await waiting
+    await until(lambda: sleepy_rig.roles() == set(), "the role to end")
+    assert listening_inode(opened.tunnel.port) is None
+    await until(lambda: sleepy_rig.up.hosts() == [], "nobody to dial the host any more")
+
+
 async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(sleepy_rig):
     await sleepy_rig.open(V1_HASH)
     [host] = sleepy_rig.up._hosts.values()
@@ -483,6 +514,19 @@ async def test_a_host_that_stands_still_for_a_moment_loses_nobody_when_it_is_dou
         await events.happens("host_up")
         await connection.execute("SELECT 1")
     await rig.close()
+
+
+async def test_closing_while_it_is_doubted_leaves_nothing(faulty_ssh):
+    async with forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, forward, happened):
+        faulty_ssh.proxy.stall()
+        host.doubt()
+        await until(lambda: "host_lost" in happened, "the doubt", within_s=2)
+        await until(lambda: faulty_ssh.proxy.accepted == 2, "the dial beside it")
+        waiting = asyncio.create_task(greeting(forward))
+        await until(lambda: forward.relays == 1, "a client")
+    assert await waiting == b""
+    with pytest.raises(SSHLost):
+        await host.reach()
 
 
 async def test_a_link_known_to_be_slow_is_given_the_time_it_takes(faulty_ssh):
@@ -589,6 +633,59 @@ async def test_what_a_host_does_not_take_stays_with_the_clients(embedded):
         embedded.proxy.flow()
         await until(lambda: forward.bytes_up == 128 << 20, "the rest to pass", within_s=30)
         for writer in (first, second):
+            writer.transport.abort()
+
+
+class OnePieceAtATime(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, _):
+        self.transport.pause_reading()
+
+
+async def test_what_came_before_the_doubt_is_no_answer_to_it(faulty_ssh):
+    """A client that reads slowly has much of it left to read."""
+    async with (
+        Upstream("pour", 64 << 20) as upstream,
+        forwarded(faulty_ssh, Dialling(config=os.devnull)) as (host, _, told),
+    ):
+        faulty_ssh.know_container("upstream", upstream.port)
+        channel = await host.open_channel(OnePieceAtATime, "127.0.0.1", upstream.port)
+        await until(host._channels.heard.is_set, "the first piece")
+        await asyncio.sleep(0.5)  # for as many more as the window allows
+        faulty_ssh.proxy.strand()
+        host.doubt()
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            channel.resume_reading()
+        assert "host_lost" in told
+
+
+async def test_an_upload_that_goes_on_is_an_answer_too(embedded):
+    """What fills the way delays every answer; here none comes at all. But somebody takes it, so nothing is lost."""
+    how = Dialling(config=os.devnull)
+    async with boundless(embedded), forwarded(embedded, how) as (host, forward, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", forward.port)
+        await until(lambda: host.channels == 1, "the channel")
+
+        async def upload():
+            while True:
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+
+        uploading = asyncio.create_task(upload())
+        try:
+            embedded.proxy.latency_s = 0.05
+            await until(lambda: host._channels.congested, "the way to be full")
+            embedded.proxy.stall("down")
+            host.doubt()
+            await asyncio.sleep(2 * ANSWERS_S)
+            await until(lambda: host.state == "up", "it to be believed", within_s=3)
+            assert host.generation == 1
+        finally:
+            uploading.cancel()
+            await asyncio.gather(uploading, return_exceptions=True)
             writer.transport.abort()
 
 
