@@ -94,6 +94,7 @@ class Doctor:
 
     async def host_key(self, ssh: wire.SSH) -> wire.HostKey:
         """Which key on the way to the SSH host that *ssh* names is not known yet; raises why that cannot be told."""
+        await self._passphrases.learn(ssh)
         return await host_key(ssh, self._passphrases, connect_s=self._ssh_connect_s)
 
     def health(self) -> wire.Health:

@@ -43,8 +43,8 @@ class Passphrases:
         Raises:
             SSHKeyEncrypted: one does not open its file.
         """
-        for path, passphrase in ssh.passphrases.items():
-            await asyncio.to_thread(self._learn, path, passphrase)
+        for one in ssh.passphrases:
+            await asyncio.to_thread(self._learn, one.file, one.passphrase)
 
     def _learn(self, path: str, passphrase: wire.Secret) -> None:
         if not _is_encrypted(path):

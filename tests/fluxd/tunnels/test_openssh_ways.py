@@ -164,7 +164,7 @@ def locked(key: Path, path: Path) -> Path:
 
 async def told(how: Dialling, path: Path) -> Dialling:
     """As *how*, after a caller has said what opens *path*."""
-    await how.passphrases.learn(wire.SSH(passphrases={str(path): Secret(PASSPHRASE)}))
+    await how.passphrases.learn(wire.SSH(passphrases=(wire.Passphrase(file=str(path), passphrase=Secret(PASSPHRASE)),)))
     return how
 
 
