@@ -106,8 +106,9 @@ class Doctor:
         health = self.health()
         if health.able:
             made_of = f"Python {platform.python_version()}, asyncssh {version('asyncssh')}"
-            return _ok("daemon", f"fluxd answers (pid {os.getpid()}, {made_of}).")
-        return wire.Check(name="daemon", verdict="warn", message=" ".join(health.reasons))
+            return _ok("daemon", f"fluxd answers (pid {os.getpid()}, {made_of}); its state is in {self._state_dir}.")
+        hint = "Raise `ulimit -n`, or close tunnels; make room on the disk that holds its state."
+        return wire.Check(name="daemon", verdict="warn", message=" ".join(health.reasons), hint=hint)
 
     def _check_socket(self) -> wire.Check:
         try:
