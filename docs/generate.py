@@ -90,7 +90,7 @@ def _reachable(kind: shape.Type) -> Iterator[shape.StructType]:
         case shape.UnionType():
             for member in kind.types:
                 yield from _reachable(member)
-        case shape.ListType():
+        case shape.ListType() | shape.VarTupleType():
             yield from _reachable(kind.item_type)
         case shape.Metadata():
             yield from _reachable(kind.type)
@@ -131,7 +131,7 @@ def _python(kind: shape.Type) -> str:
             text = kind.cls.__name__
         case shape.UnionType():
             text = " | ".join(_python(member) for member in kind.types)
-        case shape.ListType():
+        case shape.ListType() | shape.VarTupleType():
             text = f"list[{_python(kind.item_type)}]"
         case shape.DictType():
             text = f"dict[{_python(kind.key_type)}, {_python(kind.value_type)}]"

@@ -15,8 +15,8 @@ from fluxd import address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any, Self
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any, Self, TypeVar
 
     from fluxd.shapes import (
         SSH,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         TunnelOpened,
     )
 
+    T = TypeVar("T")
+
 # Longer than anything the daemon waits for itself while it answers one request.
 ANSWER_WITHIN_S = 120.0
 # A control plane that answers only when a backup is done may take five minutes.
@@ -63,6 +65,9 @@ class Client:
     ) -> None:
         self.env = env
         self._starts = starts
+        # What opens which key, as a person has just said; and each that was asked for, as often.
+        self._passphrases: dict[str, str] = {}
+        self._asked: list[str] = []
         self._answer_within_s = answer_within_s
 
     def status(self) -> Status:
@@ -88,15 +93,13 @@ class Client:
 
     def open(self, body: OpenTunnel) -> TunnelOpened:
         """*body* without `plane` and `ssh`, which are added. May ask a person for the passphrases of keys."""
-        ssh = self.env.ssh()
-        asked: list[str] = []
-        while True:
-            try:
-                found: TunnelOpened = self._send("POST", "/v1/tunnels", {**body, "plane": self.env.plane(), "ssh": ssh})
-            except Problem as problem:
-                ssh = _with_passphrase(ssh, problem, asked)
-            else:
-                return found
+
+        def ask() -> TunnelOpened:
+            whole = {**body, "plane": self.env.plane(), "ssh": self._ssh()}
+            found: TunnelOpened = self._send("POST", "/v1/tunnels", whole)
+            return found
+
+        return self._unlocking(ask)
 
     def close(self, name: str) -> TunnelClosed:
         found: TunnelClosed = self._delete(f"/v1/tunnels/{quoted(name)}")
@@ -189,9 +192,13 @@ class Client:
         return found
 
     def host_key(self) -> HostKey:
-        """Which key on the way to the shell's SSH host is not known yet."""
-        found: HostKey = self._get("/v1/hosts/key")
-        return found
+        """Which key on the way to the shell's SSH host is not known yet. May ask for the passphrases of keys."""
+
+        def ask() -> HostKey:
+            found: HostKey = self._get("/v1/hosts/key")
+            return found
+
+        return self._unlocking(ask)
 
     def login(self, token: str) -> LoginAnswer:
         found: LoginAnswer = self._send("PUT", "/v1/login", {"api_base": self.env.api_base, "token": token})
@@ -223,8 +230,42 @@ class Client:
         except Problem as problem:
             raise self._explained(problem) from None
 
+    def _unlocking(self, ask: Callable[[], T]) -> T:
+        """What *ask* answers, once a person at the terminal has said what opens each key that is wanted for it."""
+        while True:
+            try:
+                found = ask()
+            except Problem as problem:
+                self._learn_passphrase(problem)
+            else:
+                self._passphrases.clear()  # the daemon has them now
+                return found
+
+    def _learn_passphrase(self, problem: Problem) -> None:
+        """
+        Ask for the passphrase of the key that *problem* names.
+
+        Raises:
+            Problem: *problem* itself, if it is another one, nobody answers, or it was asked often enough.
+        """
+        path = problem.detail
+        if problem.code != "ssh_key_encrypted" or not path or self._asked.count(path) == PASSPHRASES_ASKED:
+            raise problem
+        from fluxctl import passphrase  # noqa: PLC0415 - only where a person is asked
+
+        said = passphrase.ask(path, again=problem.message if path in self._asked else None)
+        if not said:
+            raise problem
+        self._asked.append(path)
+        self._passphrases[path] = said
+
+    def _ssh(self) -> SSH:
+        ssh, opens = self.env.ssh(), self._passphrases
+        said = [{"file": path, "passphrase": opens[path]} for path in opens]
+        return {**ssh, "passphrases": said} if said else ssh  # type: ignore[typeddict-item]
+
     def _headers(self) -> dict[str, str]:
-        plane, ssh = self.env.plane(), self.env.ssh()
+        plane, ssh = self.env.plane(), self._ssh()
         headers = {"Flux-Api-Base": plane["api_base"] or ""}
         if token := plane.get("token"):
             headers["Authorization"] = f"Bearer {token}"
@@ -356,25 +397,6 @@ class Events:
 def _query(**values: str | None) -> str:
     asked = [f"{name}={quoted(value)}" for name, value in values.items() if value]
     return "?" + "&".join(asked) if asked else ""
-
-
-def _with_passphrase(ssh: SSH, problem: Problem, asked: list[str]) -> SSH:
-    """
-    *ssh* with what a person at the terminal says opens the key that *problem* names; *asked*: the keys so far.
-
-    Raises:
-        Problem: *problem* itself, if it is another one, nobody answers, or it was asked often enough.
-    """
-    path = problem.detail
-    if problem.code != "ssh_key_encrypted" or not path or asked.count(path) == PASSPHRASES_ASKED:
-        raise problem
-    from fluxctl import passphrase  # noqa: PLC0415 - only where a person is asked
-
-    said = passphrase.ask(path, again=problem.message if path in asked else None)
-    if not said:
-        raise problem
-    asked.append(path)
-    return {**ssh, "passphrases": {**ssh.get("passphrases", {}), path: said}}
 
 
 def _socket_path() -> str:

@@ -94,6 +94,7 @@ class Doctor:
 
     async def host_key(self, ssh: wire.SSH) -> wire.HostKey:
         """Which key on the way to the SSH host that *ssh* names is not known yet; raises why that cannot be told."""
+        await self._passphrases.learn(ssh)
         return await host_key(ssh, self._passphrases, connect_s=self._ssh_connect_s)
 
     def health(self) -> wire.Health:
@@ -105,8 +106,9 @@ class Doctor:
         health = self.health()
         if health.able:
             made_of = f"Python {platform.python_version()}, asyncssh {version('asyncssh')}"
-            return _ok("daemon", f"fluxd answers (pid {os.getpid()}, {made_of}).")
-        return wire.Check(name="daemon", verdict="warn", message=" ".join(health.reasons))
+            return _ok("daemon", f"fluxd answers (pid {os.getpid()}, {made_of}); its state is in {self._state_dir}.")
+        hint = "Raise `ulimit -n`, or close tunnels; make room on the disk that holds its state."
+        return wire.Check(name="daemon", verdict="warn", message=" ".join(health.reasons), hint=hint)
 
     def _check_socket(self) -> wire.Check:
         try:

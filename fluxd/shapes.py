@@ -16,6 +16,13 @@ class Plane(TypedDict):
     token: NotRequired[str | None]
 
 
+class Passphrase(TypedDict):
+    """Of an encrypted key: `file` is what a `ssh_key_encrypted` has named as its detail."""
+
+    file: str
+    passphrase: str
+
+
 class SSH(TypedDict):
     """The shell's SSH identity; each field wins over the plan's. Paths are absolute and owned by the caller's uid."""
 
@@ -24,7 +31,7 @@ class SSH(TypedDict):
     port: NotRequired[int | None]
     agent: NotRequired[str | None]
     identity_file: NotRequired[str | None]
-    passphrases: NotRequired[dict[str, str]]
+    passphrases: NotRequired[list[Passphrase]]
     known_hosts: NotRequired[str | None]
     prefer_network: NotRequired[str | None]
     docker_host: NotRequired[str | None]

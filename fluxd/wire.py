@@ -92,6 +92,13 @@ class Plane(Request, frozen=True, omit_defaults=True):
     token: Secret | None = None
 
 
+class Passphrase(Request, frozen=True):
+    """Of an encrypted key: `file` is what a `ssh_key_encrypted` has named as its detail."""
+
+    file: AbsolutePath
+    passphrase: Secret
+
+
 class SSH(Request, frozen=True, omit_defaults=True):
     """The shell's SSH identity; each field wins over the plan's. Paths are absolute and owned by the caller's uid."""
 
@@ -100,9 +107,8 @@ class SSH(Request, frozen=True, omit_defaults=True):
     port: PortNumber | None = None
     agent: AbsolutePath | None = None
     identity_file: AbsolutePath | None = None
-    # Of encrypted keys, by their files: what a `ssh_key_encrypted` names as its detail. Kept in memory for the daemon's
-    # life, so that each is sent once.
-    passphrases: Annotated[dict[AbsolutePath, Secret], msgspec.Meta(max_length=16)] = {}
+    # Kept in memory for the daemon's life, so that each is sent once.
+    passphrases: Annotated[tuple[Passphrase, ...], msgspec.Meta(max_length=16)] = ()
     known_hosts: AbsolutePath | None = None
     # FLUX_DB_TUNNEL_PREFER_NETWORK: the docker network to take an address from when a container is on several.
     prefer_network: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$")] | None = None

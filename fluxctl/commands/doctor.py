@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from fluxctl import environment, opening, pgtools, project, screen, service
+from fluxctl import environment, opening, pgtools, places, project, screen, service
 from fluxctl.client import Client
 from fluxctl.options import Command
 from fluxctl.problem import Problem
@@ -44,7 +44,9 @@ def _way(env: environment.Environment, arguments: Arguments) -> Sequence[Check]:
     try:
         checks = Client(env).doctor(project_hash)["checks"]
     except Problem as problem:
-        return [_failed("daemon", problem)]
+        said, log = _failed("daemon", problem), places.log_dir() / "fluxd.log"
+        where = log if log.exists() else "`fluxctl service logs`"
+        return [_check("daemon", "fail", f"{said['message']} Its log: {where}.", said["hint"])]
     kept = env.withheld()
     after = next((place for place, check in enumerate(checks) if check["name"] == "token"), len(checks)) + 1
     return [*checks[:after], *([_check("token in the shell", "warn", kept)] if kept else []), *checks[after:]]

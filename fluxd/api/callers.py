@@ -142,8 +142,8 @@ def checked(named: wire.SSH) -> wire.SSH:
     """
     _check_path("agent", named.agent, stat.S_ISSOCK, "a socket")
     _check_path("identity_file", named.identity_file, stat.S_ISREG, "a regular file")
-    for path in named.passphrases:
-        _check_path("passphrases", path, stat.S_ISREG, "a regular file")
+    for one in named.passphrases:
+        _check_path("passphrases", one.file, stat.S_ISREG, "a regular file")
     _check_path("known_hosts", named.known_hosts, stat.S_ISREG, "a regular file")
     return named
 

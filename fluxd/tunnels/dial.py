@@ -9,6 +9,7 @@ it fails (`failures`).
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 HOST_KEY_TYPES: Final = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-512,rsa-sha2-256"
 # Where ssh_config names no IdentityFile.
 USUAL_KEYS: Final = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed448", "id_ed25519", "id_ecdsa", "id_rsa")
+# What IdentityAgent says for it, and without a word.
+THE_SHELLS: Final = "SSH_AUTH_SOCK"
 # A jump host's own ProxyJump counts too; so deep and no deeper, for it may lead in a circle.
 DEEPEST_JUMP: Final = 8
 
@@ -254,8 +257,7 @@ def _prepare(destination: Destination, how: Dialling, offer: _Offer) -> _Ready:
     target, config = destination.target, _config(destination, how)
     keys = HostKeys(_known_hosts_files(destination, config), offer.pinned, _alias(config))
     ring, offered = _keys(destination, config, how.passphrases)
-    if offer.agent is not None:
-        offered["agent_path"] = offer.agent
+    offered["agent_path"] = _agent(config, offer.agent)
     options = asyncssh.SSHClientConnectionOptions(
         host=target.host,
         port=target.port,
@@ -303,9 +305,9 @@ def _config_files(how: Dialling) -> list[str]:
 
 
 def _keys(destination: Destination, config: Any, passphrases: Passphrases) -> tuple[KeyRing, dict[str, Any]]:
-    """The keys to offer, and how asyncssh is told: the file that is named, else ssh_config's, else the usual ones."""
+    """The keys to offer, and how asyncssh is told: the file that is named, else `_files`."""
     named = destination.identity_file
-    paths = [named] if named is not None else _configured(config) or _usual()
+    paths = [named] if named is not None else _files(config)
     ring = KeyRing(passphrases, paths, named=named is not None)
     asked: dict[str, Any] = {"client_keys": _Keys(ring.pairs)}
     if named is not None or config.get("IdentitiesOnly"):
@@ -326,13 +328,20 @@ class _Keys(list[asyncssh.SSHKeyPair]):
         return True
 
 
-def _configured(config: Any) -> list[str]:
-    return [str(Path(path).expanduser()) for path in config.get("IdentityFile") or ()]
-
-
-def _usual() -> list[str]:
-    """What ssh tries where nobody names a key."""
+def _files(config: Any) -> list[str]:
+    """ssh_config's identity files, which may be `none`; where it names none, those that ssh tries."""
+    named = config.get("IdentityFile")
+    if named is not None:
+        return [str(Path(path).expanduser()) for path in named]
     return [str(path) for name in USUAL_KEYS if (path := Path("~/.ssh", name).expanduser()).is_file()]
+
+
+def _agent(config: Any, asked: str | None) -> str:
+    """The agent's socket, empty without any: ssh_config's IdentityAgent before the shell's, as in ssh."""
+    named = config.get("IdentityAgent", THE_SHELLS)
+    if named == THE_SHELLS:
+        return os.environ.get("SSH_AUTH_SOCK", "") if asked is None else asked
+    return named or ""
 
 
 def _known_hosts_files(destination: Destination, config: Any) -> list[str]:

@@ -9,13 +9,22 @@ matched and the key that was shown. Hashed names, ``@cert-authority`` and ``@rev
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import asyncssh
 
-from fluxd.core.errors import FluxError, ShownKey, SSHHostKeyChanged, SSHHostKeyRevoked, SSHHostKeyUnknown
+from fluxd.core.errors import (
+    FluxError,
+    ShownKey,
+    SSHConfigInvalid,
+    SSHHostKeyChanged,
+    SSHHostKeyRevoked,
+    SSHHostKeyUnknown,
+    TooManyOpenFiles,
+)
 from fluxd.core.target import DEFAULT_PORT
 
 USER_FILES: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
@@ -27,6 +36,9 @@ class HostKeys:
     What is known about hosts, for one dial, and what that dial met.
 
     *files* begin with the one that is the user's to add to; *alias* is ssh_config's HostKeyAlias, looked up as it is.
+
+    Raises:
+        SSHConfigInvalid, TooManyOpenFiles: one of *files* is there, and cannot be read.
     """
 
     def __init__(self, files: Sequence[str | Path], pinned: Sequence[str] = (), alias: str | None = None) -> None:
@@ -120,10 +132,16 @@ def _read(files: Iterable[str | Path]) -> asyncssh.SSHKnownHosts:
 
 
 def _lines(path: str | Path) -> list[str]:
+    """A file that is there and cannot be read might speak against a key that the plan pins: nothing is trusted then."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise TooManyOpenFiles from error
+        hint = "Make it a file that you may read, or name another (UserKnownHostsFile, FLUX_DB_TUNNEL_KNOWN_HOSTS)."
+        raise SSHConfigInvalid(f"{path} cannot be read.", detail=error.strerror, hint=hint) from error
 
 
 def _public_key(line: str) -> asyncssh.SSHKey | None:

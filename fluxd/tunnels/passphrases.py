@@ -12,6 +12,7 @@ offers it, and only one that the host would take is asked for.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -42,8 +43,8 @@ class Passphrases:
         Raises:
             SSHKeyEncrypted: one does not open its file.
         """
-        for path, passphrase in ssh.passphrases.items():
-            await asyncio.to_thread(self._learn, path, passphrase)
+        for one in ssh.passphrases:
+            await asyncio.to_thread(self._learn, one.file, one.passphrase)
 
     def _learn(self, path: str, passphrase: wire.Secret) -> None:
         if not _is_encrypted(path):
@@ -89,8 +90,8 @@ class KeyRing:
         for path in paths:
             try:
                 self.pairs += _usable(self._loaded(path))
-            except (OSError, ValueError):
-                if named:
+            except (OSError, ValueError) as error:
+                if named or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
                     raise
 
     def _loaded(self, path: str) -> Sequence[asyncssh.SSHKeyPair]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +76,20 @@ async def test_a_project_nobody_knows_ends_there(lab: Lab, fluxd: Asker):
     assert verdicts(checks, WAY) == ["fail", "ok", "ok", "ok", "skip", "skip"]
 
 
+def test_a_daemon_that_cannot_start_is_the_failure_and_its_log_is_named(daemon_home: Path):
+    daemon = Daemon(daemon_home)
+    (config := daemon_home / "config").mkdir()
+    (config / "config.toml").write_text("nonsense = 1\n")
+    done = daemon.flux("doctor", "--json", program="fluxctl")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert checks["daemon"]["verdict"] == "fail"
+    assert "nonsense" in checks["daemon"]["message"]
+    assert "Its log: " in checks["daemon"]["message"]
+    assert checks["versions"]["verdict"] == "fail"
+    assert checks["psql"]["verdict"] in {"ok", "warn"}, "the rest is told all the same"
+
+
 # ------------------------------------------------------- against a plane that can be anything
 
 
@@ -98,6 +115,18 @@ class Bench:
 
 async def test_all_is_well_on_it(bench, fluxd: Asker):
     assert set(verdicts(await bench.examined(fluxd), ORDER)) == {"ok", "skip"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limit is set by prlimit(2)")
+async def test_a_daemon_that_has_few_files_left(bench, fluxd: Asker, daemon: Daemon):
+    assert daemon.process is not None
+    _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    used = len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+    check = (await bench.examined(fluxd))["daemon"]
+    assert check["verdict"] == "warn"
+    assert f"of {used + 20} files" in check["message"]
+    assert "ulimit -n" in check["hint"]
 
 
 async def test_a_socket_that_others_may_open(bench, fluxd: Asker, daemon: Daemon):

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from fluxctl.problems import PROBLEMS
@@ -110,7 +111,7 @@ def test_a_changed_key_is_never_replaced(daemon, bastion):
     assert bastion.known_hosts.read_text() == before
 
 
-def test_a_jump_host_before_it_is_asked_about_first(daemon, bastion, tmp_path):
+def test_a_jump_host_before_it_is_asked_about_first_and_for_its_encrypted_key(daemon, bastion, tmp_path):
     home = tmp_path / "jump"
     home.mkdir()
     jump = OpenSSH(home, forced=False)
@@ -118,16 +119,20 @@ def test_a_jump_host_before_it_is_asked_about_first(daemon, bastion, tmp_path):
     try:
         config = daemon.home / ".ssh" / "config"
         config.parent.mkdir(mode=0o700)
+        asyncssh.read_private_key(jump.identity_file).write_private_key(key := tmp_path / "locked", passphrase="open")
         config.write_text(
             f"Host jump\n  HostName 127.0.0.1\n  Port {jump.server.port}\n  User {jump.user}\n"
-            f"  IdentityFile {jump.identity_file}\nHost 127.0.0.1\n  ProxyJump jump\n"
+            f"  IdentityFile {key}\nHost 127.0.0.1\n  ProxyJump jump\n"
         )
         with trusting(daemon, name(bastion)) as terminal:
-            for host in (jump, bastion):
-                terminal.read_until(host.host_key.get_fingerprint())
-                terminal.read_until("[y/N]")
-                terminal.shown = ""
-                terminal.type("y")
+            terminal.read_until(jump.host_key.get_fingerprint())
+            terminal.read_until("[y/N]")
+            terminal.type("y")
+            terminal.read_until(f"Passphrase for {key}: ")
+            terminal.type("open")
+            terminal.read_until(bastion.host_key.get_fingerprint())
+            terminal.read_until("[y/N]", times=2)
+            terminal.type("y")
             assert terminal.end() == 0, terminal.shown
         assert len(known(daemon).read_text().splitlines()) == 2
     finally:

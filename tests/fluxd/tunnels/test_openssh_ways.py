@@ -63,6 +63,30 @@ async def test_the_agents_key_alone_is_enough(openssh, ssh_agent):
     assert await gets_in(destination(openssh, identity=None), agent=str(ssh_agent.socket))
 
 
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [("{socket}", None), ("none", "ssh_auth_failed"), ("SSH_AUTH_SOCK", "ssh_auth_failed")],
+)
+async def test_an_agent_of_ssh_config_is_asked_instead_of_the_shells(openssh, ssh_agent, tmp_path, named, code):
+    await ssh_agent.add(openssh.identity_file)
+    how = by_config(tmp_path / "config", f"IdentityAgent {named.format(socket=ssh_agent.socket)}\nIdentityFile none\n")
+    where = destination(openssh, identity=None)
+    if code is None:
+        assert await gets_in(where, how, agent=str(tmp_path / "nobody"))
+    else:
+        problem = await problem_of_dialling(where, how, agent=str(ssh_agent.socket) if named == "none" else "")
+        assert problem.code == code
+
+
+async def test_no_identity_file_means_none_of_the_usual_ones_either(openssh, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    shutil.copy(openssh.identity_file, tmp_path / ".ssh" / "id_ed25519")
+    assert await gets_in(destination(openssh, identity=None))
+    how = by_config(tmp_path / "config", "IdentityFile none\n")
+    assert (await problem_of_dialling(destination(openssh, identity=None), how)).code == "ssh_auth_failed"
+
+
 @pytest.fixture
 async def certified(ssh_home):
     """An sshd that knows no key, only an authority; and that authority."""
@@ -140,7 +164,7 @@ def locked(key: Path, path: Path) -> Path:
 
 async def told(how: Dialling, path: Path) -> Dialling:
     """As *how*, after a caller has said what opens *path*."""
-    await how.passphrases.learn(wire.SSH(passphrases={str(path): Secret(PASSPHRASE)}))
+    await how.passphrases.learn(wire.SSH(passphrases=(wire.Passphrase(file=str(path), passphrase=Secret(PASSPHRASE)),)))
     return how
 
 

@@ -34,7 +34,7 @@ def locked(rig):
 
 def saying(rig, passphrase: str | None) -> wire.SSH:
     path = str(rig.host.identity_file)
-    said = {path: Secret(passphrase)} if passphrase else {}
+    said = (wire.Passphrase(file=path, passphrase=Secret(passphrase)),) if passphrase else ()
     return wire.SSH(identity_file=path, known_hosts=str(rig.host.known_hosts), passphrases=said)
 
 
@@ -87,7 +87,7 @@ async def test_who_joins_is_asked_for_the_usual_key_too(small_rig, monkeypatch, 
     key = shutil.copy(small_rig.host.identity_file, tmp_path / ".ssh" / "id_ed25519")
     encrypt(key, PASSPHRASE)
     unnamed = {"known_hosts": str(small_rig.host.known_hosts)}
-    opens = wire.SSH(passphrases={str(key): Secret(PASSPHRASE)}, **unnamed)
+    opens = wire.SSH(passphrases=(wire.Passphrase(file=str(key), passphrase=Secret(PASSPHRASE)),), **unnamed)
     await small_rig.open(V1_HASH, ssh=opens)
     await crashed_and_back(small_rig)
     assert (await refused(small_rig, ssh=wire.SSH(**unnamed))).detail == str(key)

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import itertools
+import os
+import resource
 import socket
 import subprocess
+from pathlib import Path
 
 import asyncssh
 import pytest
@@ -224,6 +227,36 @@ async def test_the_plan_never_overrides_known_hosts(ssh_host, tmp_path):
     known.write_text(f"[{ssh_host.host}]:{ssh_host.port} {other}")
     problem = await problem_of_dialling(destination(ssh_host, known_hosts=str(known)), pinned=[pinned])
     assert problem.code == "ssh_host_key_changed"
+
+
+async def test_a_known_hosts_that_cannot_be_read_trusts_nobody(ssh_host, tmp_path):
+    """Whatever the plan pins: it might stand against that."""
+    pinned = ssh_host.host_key.export_public_key().decode().strip()
+    problem = await problem_of_dialling(destination(ssh_host, known_hosts=str(tmp_path)), pinned=[pinned])
+    assert problem.code == "ssh_config_invalid"
+    assert str(tmp_path) in problem.message
+    assert "FLUX_DB_TUNNEL_KNOWN_HOSTS" in problem.hint
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_dialling_without_a_descriptor_left_is_that_problem_and_no_other(openssh, named, monkeypatch):
+    """Not an unknown host, since known_hosts could not be read, nor a refused key, since none could."""
+    monkeypatch.setenv("USER", openssh.user)  # as a login does; else asyncssh asks /etc/passwd
+    where = destination(openssh) if named else destination(openssh, identity=None)
+    async with host_of(openssh) as host:
+        await host.reach()  # whatever is opened once only
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(one.name) for one in Path("/dev/fd").iterdir())
+    holding = [os.dup(0) for _ in range(highest)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(holding) + 1, hard))
+    try:
+        problem = await problem_of_dialling(where)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in holding:
+            os.close(one)
+    assert problem.code == "too_many_open_files", problem.detail
+    assert "ulimit -n" in problem.hint
 
 
 async def test_the_plan_never_unrevokes(ssh_host, tmp_path):

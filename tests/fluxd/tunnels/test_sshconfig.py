@@ -1,9 +1,12 @@
 """Of the user's ssh_config, what is not honoured is named."""
 
+import subprocess
+
 import pytest
 from asyncssh.config import SSHClientConfig
 
 from fluxd.tunnels.sshconfig import UNHONOURED, unhonoured
+from tests.furniture.needs import needs_program
 
 
 @pytest.fixture
@@ -56,3 +59,21 @@ def test_no_file_names_nothing(tmp_path):
 
 def test_asyncssh_really_does_not_know_them():
     assert not {name.lower() for name in UNHONOURED} & set(SSHClientConfig._handlers)
+
+
+# What a forward without a terminal has no use for, or does anyhow: neither asyncssh's nor worth a word.
+HARMLESS = """
+    addkeystoagent batchmode canonicalizepermittedcnames clearallforwardings connectionattempts enableescapecommandline
+    escapechar exitonforwardfailure fingerprinthash forkafterauthentication forwardx11 forwardx11timeout gatewayports
+    gssapikexalgorithms gssapirenewalforcesrekey gssapitrustdns hashknownhosts ipqos loglevel logverbose
+    numberofpasswordprompts permitlocalcommand permitremoteopen sessiontype stdinnull streamlocalbindmask
+    streamlocalbindunlink syslogfacility tunnel tunneldevice updatehostkeys visualhostkey xauthlocation
+"""
+
+
+def test_every_keyword_of_the_installed_ssh_is_honoured_named_or_harmless():
+    """A newer ssh may have more: each is to be looked at."""
+    needs_program("ssh")
+    said = subprocess.run(["ssh", "-G", "-F", "none", "host"], capture_output=True, text=True, check=True).stdout
+    keywords = {line.split()[0].lower() for line in said.splitlines()}
+    assert keywords - set(SSHClientConfig._handlers) - {name.lower() for name in UNHONOURED} <= set(HARMLESS.split())
