@@ -351,7 +351,7 @@ async def test_more_clients_than_the_accept_queue_holds_are_all_served(monkeypat
         forward = Forward(bind("127.0.0.1", 0), open_channel=open_channel, observe=lambda *_: None)
         clients = [asyncio.create_task(connect(forward)) for _ in range(8)]
         await until(lambda: sum(one.done() for one in clients) == 3, "the queue to be full")
-        await forward.start()
+        forward.start()
         async with asyncio.timeout(20):
             for reader, writer in await asyncio.gather(*clients):
                 writer.write(b"here")
