@@ -106,7 +106,7 @@ def test_a_hung_daemon_is_killed_and_started_again_by_the_watchdog(user_manager:
     user_manager.run("fluxctl", "service", "install")
     dropin = user_manager.home / ".config/systemd/user/fluxd.service.d/watchdog.conf"
     dropin.parent.mkdir()
-    dropin.write_text("[Service]\nWatchdogSec=1\n")
+    dropin.write_text("[Service]\nWatchdogSec=1\nRestartSec=0\n")
     user_manager.run("systemctl", "--user", "daemon-reload")
     pid = json.loads(user_manager.run("fluxctl", "status", "--json").stdout)["pid"]
     os.kill(user_manager.outside(pid), signal.SIGSTOP)
