@@ -6,6 +6,7 @@ its work, programs that kill whoever called them at a chosen point, and what mus
 import contextlib
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,8 +124,7 @@ def killing(daemon: Daemon, program: str, words: str, when: str) -> dict[str, st
     A PATH on which *program*, once *words* stand on its command line, kills (-9) whoever called it: *when* is
     "before" its work, which it then does all the same, or "after" it.
     """
-    place = daemon.home / "killing"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="killing-", dir=daemon.home))
     real = installation(18).program(program)
     steps = {"before": f'kill -9 $PPID; exec {real} "$@"', "after": f'{real} "$@"; kill -9 $PPID; exit'}
     script = f'#!/bin/sh\ncase "$*" in *"{words}"*) {steps[when]};; esac\nexec {real} "$@"\n'

@@ -82,6 +82,15 @@ def test_a_v2_dump_that_would_not_be_whole_is_refused_before_a_role_is_made(lab:
     assert minted == [one for one in before["events"] if "grant" in one["event"]]
 
 
+def test_on_a_plane_that_tells_no_policies_pg_dumps_own_words_become_the_advice(contract_lab: Lab, daemon: Daemon):
+    done = daemon.flux("db", "dump", *FOUNDRY, "--output", "f.dump", env=contract_lab.env)
+    assert done.returncode == 8
+    for words in ("invoices", "--schema-only", "flux backup create"):
+        assert words in done.stderr
+    assert not (daemon.home / "f.dump").exists()
+    assert partials(daemon) == []
+
+
 def test_a_whole_v2_dump_has_sequences_and_nothing_but_the_tenant(lab: Lab, daemon: Daemon):
     done = daemon.flux("db", "dump", *NEIGHBOUR, env=lab.env)
     assert done.returncode == 0, done.stderr

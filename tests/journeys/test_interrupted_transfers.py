@@ -93,21 +93,18 @@ def test_an_interrupted_dump_leaves_nothing(lab: Lab, daemon: Daemon, dedicated,
 
 
 @pytest.mark.parametrize("flags", [(), ("--jobs", "2")], ids=["file", "directory"])
-@pytest.mark.parametrize(
-    ("program", "words", "when"),
-    [
+def test_a_dump_that_is_killed_anywhere_leaves_nothing(lab: Lab, daemon: Daemon, flags):
+    """When its tunnel is open, before pg_dump has begun (which then goes on by itself), and after it is done."""
+    for program, words, when in (
         ("psql", "rolconnlimit", "before"),
         ("pg_dump", "--file", "before"),
         ("pg_dump", "--file", "after"),
-    ],
-    ids=["tunnel open", "dump begins", "dump done"],
-)
-def test_a_dump_that_is_killed_anywhere_leaves_nothing(lab: Lab, daemon: Daemon, program, words, when, flags):
-    done = daemon.flux(*DUMP, *flags, env=dict(lab.env) | killing(daemon, program, words, when))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    nothing_is_left(lab, daemon)
-    assert not (daemon.home / "y.dump").exists()
-    wait_until(lambda: no_tunnel(lab, daemon), "the tunnel's end")
+    ):
+        done = daemon.flux(*DUMP, *flags, env=dict(lab.env) | killing(daemon, program, words, when))
+        assert done.returncode == -signal.SIGKILL, (program, when, done.stderr)
+        nothing_is_left(lab, daemon)
+        assert not (daemon.home / "y.dump").exists()
+        wait_until(lambda: no_tunnel(lab, daemon), "the tunnel's end")
 
 
 def test_a_killed_dump_ends_although_another_holds_its_tunnel(lab: Lab, daemon: Daemon, dedicated):
@@ -198,26 +195,21 @@ def test_an_interrupted_restore_changes_nothing(lab: Lab, daemon: Daemon, dedica
     nothing_is_left(lab, daemon)
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "when"),
-    [
+def test_a_scratch_restore_that_is_killed_anywhere_leaves_no_database(lab: Lab, daemon: Daemon, dedicated, dumped):
+    before = databases(dedicated)
+    for program, words, when in (
         ("psql", "CREATE DATABASE", "before"),
         ("psql", "CREATE DATABASE", "after"),
         ("pg_restore", "--exit-on-error", "before"),
         ("pg_restore", "--exit-on-error", "after"),
         ("psql", "RENAME TO", "before"),
-    ],
-)
-def test_a_scratch_restore_that_is_killed_anywhere_leaves_no_database(
-    lab: Lab, daemon: Daemon, dedicated, dumped, program, words, when
-):
-    before = databases(dedicated)
-    done = daemon.flux(*BESIDE, env=dict(lab.env) | killing(daemon, program, words, when))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    nothing_is_left(lab, daemon)
-    # Killed as it was being renamed: it is whole, and either there or not.
-    assert databases(dedicated) - before <= ({"scratch_1"} if "RENAME" in words else set())
-    wait_until(lambda: no_tunnel(lab, daemon), "the tunnel's end")
+    ):
+        done = daemon.flux(*BESIDE, env=dict(lab.env) | killing(daemon, program, words, when))
+        assert done.returncode == -signal.SIGKILL, (program, words, when, done.stderr)
+        nothing_is_left(lab, daemon)
+        # Killed as it was being renamed: it is whole, and either there or not.
+        assert databases(dedicated) - before <= ({"scratch_1"} if "RENAME" in words else set())
+        wait_until(lambda: no_tunnel(lab, daemon), "the tunnel's end")
 
 
 @contextlib.contextmanager
