@@ -391,7 +391,8 @@ async def test_questions_whose_asker_left_take_no_room(ssh_host):
         assert (await host.ask("getent hosts localhost")).exit_code == 0
 
 
-async def test_a_host_without_any_room_is_busy(ssh_home):
+async def test_a_host_without_any_room_is_busy(ssh_home, monkeypatch):
+    monkeypatch.setattr("fluxd.tunnels.ssh.BUSY_S", 0.5)
     async with serving(OpenSSH(ssh_home, lines=("MaxSessions 0",))) as openssh, host_of(openssh) as host:
         await host.reach()
         with pytest.raises(errors.SSHBusy) as caught:
