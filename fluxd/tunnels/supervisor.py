@@ -389,7 +389,8 @@ class Supervisor:
         Raises:
             SSHKeyEncrypted: a key that it would take is encrypted, and nobody has said what opens it.
         """
-        if host.state == "up" or not await asks_for_passphrase(host.destination, self._how()):
+        undialled = host.state == "idle" or isinstance(host.last_problem, SSHKeyEncrypted)
+        if not undialled or not await asks_for_passphrase(host.destination, self._how()):
             return
         try:
             await host.reach()

@@ -210,10 +210,12 @@ async def test_a_host_that_breaks_the_protocol(embedded, packet):
     assert (await problem_of_a_host_that_says(embedded, said)).code == "ssh_handshake_failed"
 
 
-async def test_a_host_with_other_ciphers_than_ours(ssh_home, tmp_path):
-    async with serving(OpenSSH(ssh_home, lines=("Ciphers aes256-ctr",))) as host:
+async def test_a_host_with_other_ciphers_than_ours(embedded, tmp_path):
+    """It says so too; OpenSSH's only hangs up, if it is the first to notice."""
+    server = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[embedded.host_key], encryption_algs=["aes256-ctr"])
+    async with server:
         how = by_config(tmp_path / "config", "Ciphers chacha20-poly1305@openssh.com\n")
-        problem = await problem_of_dialling(destination(host), how)
+        problem = await problem_of_dialling(destination(embedded, port=server.get_port()), how)
     assert problem.code == "ssh_handshake_failed"
     assert "no cipher" in problem.message
 
