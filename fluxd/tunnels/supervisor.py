@@ -20,22 +20,17 @@ import msgspec
 
 from fluxd import wire
 from fluxd.clock import Clock
-from fluxd.core import ports
 from fluxd.core.errors import (
     FluxError,
     HoldUnknown,
-    LocalHostForbidden,
-    NoPortLeft,
     NotSupportedByPlane,
     PortTaken,
     ShuttingDown,
-    SSHKeyEncrypted,
     TunnelAmbiguous,
     TunnelNotFound,
-    TunnelOpenDifferently,
     WrongMode,
 )
-from fluxd.core.target import Target, Words, choose_target
+from fluxd.core.target import Target
 from fluxd.journal import Journal, Key, TunnelRecord
 from fluxd.plane import Caller, ControlPlane, Tokens
 from fluxd.portbook import PortBook
@@ -43,19 +38,21 @@ from fluxd.settings import TunnelSettings
 from fluxd.systemd import Manager
 from fluxplane import wire as plane_wire
 
-from .dial import Destination, Dialling, asks_for_passphrase, overruled
+from . import asked
+from .dial import Destination, Dialling
 from .doors import Door, Doors, Place
 from .events import Events
 from .facts import Facts, Wish, recalled
-from .forward import Forward, bind
+from .forward import Forward
 from .grants import Grants, Minted, Terms, credential
+from .hosts import Hosts
 from .identity import Identity
 from .listeners import Listeners
+from .localports import LocalPorts
 from .netwatch import NetWatch
 from .passphrases import Passphrases
 from .shown import shown_host
 from .ssh import Host
-from .sshconfig import unhonoured
 from .tunnel import House, Tunnel, new_id
 
 log = logging.getLogger(__name__)
@@ -67,14 +64,8 @@ SLEPT_S: Final = 2.0
 REVOKED_WITHIN_S: Final = 5.0
 DRAINED_WITHIN_S: Final = 10.0
 REPORTED_WITHIN_S: Final = 5.0
-DEFAULT_HOST: Final = "127.0.0.1"
 # Who announces a restart stops us at once.
 RESTARTED_WITHIN_S: Final = 60.0
-NOBODY: Final = Key("", "", "", "readonly")
-
-NO_REVOKE: Final = (
-    "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
-)
 
 
 class Supervisor:
@@ -95,11 +86,12 @@ class Supervisor:
         self._settings = settings
         self._clock = clock
         self._journal = Journal(state_dir)
-        self._ports = PortBook(state_dir)
+        self._book = PortBook(state_dir)
         self._listeners = listeners or Listeners(Manager())
         self._passphrases = passphrases or Passphrases()
         self._events = Events(clock)
-        self._doors = Doors(self._listeners, self._ports, self._events, waits_s=settings.client_waits_s)
+        self._ports = LocalPorts(self._book, self._listeners, first=settings.first_port)
+        self._doors = Doors(self._listeners, self._book, self._events, waits_s=settings.client_waits_s)
         self._grants = Grants(control=control, tokens=tokens, journal=self._journal, clock=clock)
         self._house = House(
             grants=self._grants,
@@ -112,13 +104,18 @@ class Supervisor:
             report=self._report,
         )
         self._tunnels: dict[Key, Tunnel] = {}
-        self._hosts: dict[Destination, Host] = {}
+        how = Dialling(
+            connect_s=settings.ssh_connect_s,
+            keepalive_interval_s=settings.ssh_keepalive_s,
+            idle_s=settings.ssh_idle_s,
+            passphrases=self._passphrases,
+        )
+        self._hosts = Hosts(how, clock, self._host_moved)
         # One opening at a time for one project; different projects open together.
         self._opening: dict[tuple[str, str, str], asyncio.Lock] = {}
-        self._binding = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
-        self._network = NetWatch(self._doubt_hosts)
+        self._network = NetWatch(self._hosts.doubt)
         self._closing = False
         self._restart_until = float("-inf")
 
@@ -155,10 +152,10 @@ class Supervisor:
             return None
         ssh = record.ssh
         destination = Destination(Target(ssh.host, ssh.user, ssh.port), ssh.identity_file, ssh.known_hosts)
-        host = self._shared_host(destination, ssh.agent, facts.plan.host_keys)
+        host = self._hosts.shared(destination, ssh.agent, facts.plan.host_keys)
         tunnel = self._tunnels[facts.key] = Tunnel(facts, host, self._house)
         self._later(self._clean_up_after(tunnel))
-        requested = None if self._ports.owned.get(facts.key) == record.port else record.port
+        requested = None if self._ports.usual(facts.key) == record.port else record.port
         tunnel.restore(record, lambda: self._bound(tunnel, requested, strict=False))
         return tunnel
 
@@ -232,8 +229,8 @@ class Supervisor:
 
     async def _new(self, request: wire.OpenTunnel, caller: Caller, planned: Planned) -> Tunnel:
         plan, raw = planned
-        target = _target(request.ssh, plan)
-        notices = [*_notices(request, plan), *await asyncio.to_thread(_not_honoured, target, request.ssh)]
+        target = asked.target(request.ssh, plan)
+        notices = [*asked.notices(request, plan), *await asyncio.to_thread(asked.not_honoured, target, request.ssh)]
         self._must_be_open()  # it was when we were asked; much may have happened since
         pooled = isinstance(plan, plane_wire.PooledPlan)
         key = Key(caller.api_base, caller.account, request.hash, request.access if pooled else "readwrite")
@@ -242,7 +239,7 @@ class Supervisor:
             key=key,
             plan=plan,
             raw_plan=raw,
-            local_host=_loopback(request.local_host),
+            local_host=asked.loopback(request.local_host),
             opened_at=self._clock.wall(),
             prefer_network=request.ssh.prefer_network,
             renew=request.renew,
@@ -250,18 +247,18 @@ class Supervisor:
             notices=notices,
         )
         destination = Destination(target, request.ssh.identity_file, request.ssh.known_hosts)
-        tunnel = Tunnel(facts, self._shared_host(destination, request.ssh.agent, plan.host_keys), self._house, caller)
+        tunnel = Tunnel(facts, self._hosts.shared(destination, request.ssh.agent, plan.host_keys), self._house, caller)
         self._tunnels[key] = tunnel
         self._later(self._clean_up_after(tunnel))
         return tunnel
 
     async def _join(self, tunnel: Tunnel, request: wire.OpenTunnel, caller: Caller) -> wire.TunnelOpened:
         """Use the forward that is open, with a grant of one's own where that is asked for."""
-        _same_way(tunnel, request)
+        asked.must_be_same(tunnel, request)
         tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
-        await self._unlocked(tunnel.host)
+        await self._hosts.unlocked(tunnel.host)
         await tunnel.reach()
         hold = secrets.token_hex(8) if request.hold else None
         minted = None
@@ -357,47 +354,13 @@ class Supervisor:
     async def _through(self, door: Door, tunnel: Tunnel) -> Forward:
         """The door's own listener, with whoever waits there, as the tunnel's forward."""
         key = tunnel.facts.key
-        if ports.owner_of(door.port, self._ports.owned) not in (None, key):
+        if self._ports.owner_of(door.port) not in (None, key):
             raise PortTaken(f"Local port {door.port} is kept for another tunnel.")
-        await self._keep_port(tunnel, door.port, self._ports.owned.get(key), door.request.local_port)
+        notices = await self._ports.keep(key, door.port, tunnel.facts.project, door.request.local_port)
+        tunnel.facts.notices.extend(notices)
         self._doors.taken(door)
         door.lead(tunnel.open_channel, tunnel.observe)
         return door.forward
-
-    # ---------------------------------------------------------------------- hosts
-
-    def _shared_host(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
-        host = self._hosts.get(destination)
-        if host is None:
-            host = self._hosts[destination] = Host(destination, self._how(), self._clock, self._host_moved)
-        host.agent = agent or host.agent
-        host.pinned = pinned
-        return host
-
-    def _how(self) -> Dialling:
-        return Dialling(
-            connect_s=self._settings.ssh_connect_s,
-            keepalive_interval_s=self._settings.ssh_keepalive_s,
-            idle_s=self._settings.ssh_idle_s,
-            passphrases=self._passphrases,
-        )
-
-    async def _unlocked(self, host: Host) -> None:
-        """
-        Have a caller told that *host* wants a passphrase while it can still be asked: a tunnel's client cannot.
-
-        Raises:
-            SSHKeyEncrypted: a key that it would take is encrypted, and nobody has said what opens it.
-        """
-        undialled = host.state == "idle" or isinstance(host.last_problem, SSHKeyEncrypted)
-        if not undialled or not await asks_for_passphrase(host.destination, self._how()):
-            return
-        try:
-            await host.reach()
-        except SSHKeyEncrypted:
-            raise
-        except FluxError as problem:
-            log.info("%s is not reached yet: %s", host.destination, problem)
 
     def _host_moved(self, host: Host, name: str) -> None:
         self._events.emit(name, host=lambda: shown_host(host), problem=host.last_problem)
@@ -406,75 +369,31 @@ class Supervisor:
                 if tunnel.host is host:
                     tunnel.host_lost()
 
-    def _doubt_hosts(self) -> None:
-        """This machine has slept, or its network has changed: what was there before may not be."""
-        for host in self._hosts.values():
-            host.doubt()
-
     def hosts(self) -> list[wire.HostStatus]:
-        return [shown_host(host) for host in self._hosts.values()]
-
-    async def _release(self, host: Host) -> None:
-        """End the connection that nobody shares any more."""
-        if not any(tunnel.host is host for tunnel in self._tunnels.values()):
-            self._hosts.pop(host.destination, None)
-            await host.aclose()
+        return self._hosts.shown()
 
     # ---------------------------------------------------------------------- ports
 
     def ports_for(self, caller: Caller, project_hash: str, *, requested: int | None) -> dict[str, int]:
         """By access, the port that a tunnel of *caller* to this project would try first, where there is one."""
-        found: dict[str, int] = {}
-        for access in _ACCESSES:
-            key = Key(caller.api_base, caller.account, project_hash, access)
-            with contextlib.suppress(PortTaken, NoPortLeft):
-                found[access] = ports.propose_port(
-                    key, owned=self._ports.owned, requested=requested, first=self._settings.first_port
-                )
-        return found
+        keys = {access: Key(caller.api_base, caller.account, project_hash, access) for access in _ACCESSES}
+        found = {access: self._ports.first_tried(key, requested) for access, key in keys.items()}
+        return {access: port for access, port in found.items() if port is not None}
 
     async def _bound(self, tunnel: Tunnel, requested: int | None, *, strict: bool) -> Forward:
         """A forward on the tunnel's own port; the first time, and when that is busy, on the next free one."""
-        key, busy, host = tunnel.facts.key, set[int](), tunnel.facts.local_host
-        async with self._binding:
-            while True:
-                port = ports.propose_port(
-                    key,
-                    owned=self._ports.owned,
-                    busy=busy,
-                    requested=requested,
-                    strict=strict,
-                    first=self._settings.first_port,
-                )
-                try:
-                    sockets = self._listeners.bind(host, port)
-                    break
-                except PortTaken:
-                    busy.add(port)
-            usual = self._ports.owned.get(key)
-            try:
-                await self._keep_port(tunnel, port, usual, requested)
-            except BaseException:
-                for listener in sockets:
-                    listener.close()
-                self._listeners.free(host, port)
-                raise
+        facts = tunnel.facts
+        sockets, notices = await self._ports.bind(
+            facts.key, facts.project, facts.local_host, requested=requested, strict=strict
+        )
+        facts.notices.extend(notices)
+        port = int(sockets[0].getsockname()[1])
         return Forward(
             sockets,
             open_channel=tunnel.open_channel,
             observe=tunnel.observe,
-            freed=lambda: self._listeners.free(host, port),
+            freed=lambda: self._listeners.free(facts.local_host, port),
         )
-
-    async def _keep_port(self, tunnel: Tunnel, port: int, usual: int | None, requested: int | None) -> None:
-        if usual is None:
-            await self._ports.keep(tunnel.facts.key, port, tunnel.facts.project)
-        elif port != usual and requested is None:
-            tunnel.facts.notices.append(
-                f"Port {usual} is this project's, but another program holds it; this time it is {port}."
-            )
-        elif port != usual:
-            tunnel.facts.notices.append(f"Port {port} as you asked; without --local-port it stays {usual}.")
 
     def port_of(self, caller: Caller | None, project_hash: str | None) -> tuple[int, int | None]:
         """
@@ -487,17 +406,7 @@ class Supervisor:
         for tunnel in self._tunnels.values():
             if tunnel.facts.key[:3] == wanted and tunnel.life.listening:
                 return tunnel.port, None
-        key = next((one for one in self._ports.owned if one[:3] == wanted), NOBODY)
-        usual, busy = self._ports.owned.get(key), set[int]()
-        while True:
-            port = ports.propose_port(key, owned=self._ports.owned, busy=busy, first=self._settings.first_port)
-            try:
-                for listener in bind(DEFAULT_HOST, port):
-                    listener.close()
-            except PortTaken:
-                busy.add(port)
-            else:
-                return port, usual if usual in busy else None
+        return self._ports.free_now(wanted)
 
     # -------------------------------------------------------------------- looking
 
@@ -531,7 +440,7 @@ class Supervisor:
 
     def notices(self) -> Collection[str]:
         """What a user should know: state files that could not be read, tunnels that are unproven or in trouble."""
-        found = [problem for problem in (self._journal.problem, self._ports.problem) if problem is not None]
+        found = [problem for problem in (self._journal.problem, self._book.problem) if problem is not None]
         said = [f"{problem.message} {problem.detail} {problem.hint}" for problem in found]
         for tunnel in self._tunnels.values():
             about = (tunnel.facts.unproven, tunnel.problem and f"{tunnel.problem.message} {tunnel.problem.hint or ''}")
@@ -596,7 +505,7 @@ class Supervisor:
         return wire.TunnelClosed(
             tunnel=tunnel.shown() if tunnel else None,
             revoked=revoked and revocable,
-            notices=[] if revocable else [NO_REVOKE],
+            notices=[] if revocable else [asked.NO_REVOKE],
         )
 
     async def forget(self, name: str) -> None:
@@ -609,15 +518,15 @@ class Supervisor:
         with contextlib.suppress(TunnelNotFound):
             tunnel = self._named(name)
             await self.close(tunnel.facts.id)
-            await self._ports.forget(tunnel.facts.key)
+            await self._book.forget(tunnel.facts.key)
             return
-        keys = self._ports.named(name)
+        keys = self._book.named(name)
         if not keys:
             raise TunnelNotFound(f"No port is kept for {name!r}.")
         if len({key[:3] for key in keys}) > 1:
             raise TunnelAmbiguous(f"Ports are kept for several projects called {name!r}: use the port's number.")
         for key in keys:
-            await self._ports.forget(key)
+            await self._book.forget(key)
 
     async def _gone(self, tunnel: Tunnel) -> None:
         """Wait until it is over; it stands in the table no longer."""
@@ -629,7 +538,8 @@ class Supervisor:
         await self._gone(tunnel)
         await self._grants.settle()
         await tunnel.aclose()
-        await self._release(tunnel.host)
+        if not any(other.host is tunnel.host for other in self._tunnels.values()):
+            await self._hosts.release(tunnel.host)
 
     def expect_restart(self) -> None:
         """If we are stopped within `RESTARTED_WITHIN_S`, it is to be started again: see `aclose`."""
@@ -656,10 +566,9 @@ class Supervisor:
                 await self._ticker
         while self._tasks:
             await asyncio.wait(self._tasks)
-        for host in list(self._hosts.values()):
-            await host.aclose()
+        await self._hosts.aclose()
         await self._journal.aclose()
-        await self._ports.aclose()
+        await self._book.aclose()
 
     async def _close_all(self) -> None:
         tunnels = list(self._tunnels.values())
@@ -701,7 +610,7 @@ class Supervisor:
         return wire.GrantMinted(
             credential=credential(minted, self._clock.now()),
             plan=raw,
-            notices=[*minted.notices, *([] if minted.record.revocable else [NO_REVOKE])],
+            notices=[*minted.notices, *([] if minted.record.revocable else [asked.NO_REVOKE])],
         )
 
     async def renew(self, name: str, request: wire.RenewTunnel, caller: Caller) -> wire.Tunnel:
@@ -731,7 +640,7 @@ class Supervisor:
         slept_s = self._slept_s()
         while True:
             if self._slept_s() - slept_s > SLEPT_S:
-                self._doubt_hosts()
+                self._hosts.doubt()
             slept_s = self._slept_s()
             now = self._clock.now()
             due = [tunnel.tick(now) for tunnel in list(self._tunnels.values()) if not tunnel.life.over]
@@ -774,76 +683,6 @@ Planned = tuple[plane_wire.AccessPlan, dict[str, Any]]
 _ACCESSES: Final[Sequence[wire.Access]] = ("readonly", "readwrite")
 
 
-def _loopback(asked: str | None) -> str:
-    """
-    The address to listen on: loopback only.
-
-    Raises:
-        LocalHostForbidden: any other would show the database to the network.
-    """
-    host = {None: DEFAULT_HOST, "localhost": DEFAULT_HOST, "[::1]": "::1"}.get(asked, asked or DEFAULT_HOST)
-    numbers = host.split(".")
-    if host == "::1" or (len(numbers) == 4 and numbers[0] == "127" and all(n.isdecimal() for n in numbers)):
-        return host
-    raise LocalHostForbidden
-
-
-def _notices(request: wire.OpenTunnel, plan: plane_wire.AccessPlan) -> list[str]:
-    said = []
-    if request.project is not None and request.project != plan.project_name:
-        said.append(f"The project with hash {request.hash} is called {plan.project_name}, not {request.project}.")
-    if isinstance(plan, plane_wire.PooledPlan) and not {"revoke", "grant_id"} <= set(plan.extensions):
-        said.append(NO_REVOKE)
-    return said
-
-
-def _not_honoured(target: Target, asked: wire.SSH) -> list[str]:
-    """What the user's ssh_config says of the host, and fluxd does otherwise. Reads files: for a thread."""
-    how = Dialling()
-    said = []
-    if found := unhonoured(Path(how.config), target.host):
-        said.append(f"Your ~/.ssh/config for {target.host} sets what fluxd does not honour: {', '.join(found)}.")
-    for keyword, theirs, ours in overruled(target, how):
-        if getattr(asked, keyword.lower()) is None:
-            said.append(
-                f"For {target.host} your ~/.ssh/config says {keyword} {theirs}, the platform {ours}, which counts. "
-                f"To use yours, set FLUX_DB_TUNNEL_SSH_{keyword.upper()}={theirs}."
-            )
-    return said
-
-
-def _target(asked: wire.SSH, plan: plane_wire.AccessPlan) -> Target:
-    return choose_target(
-        Words(asked.host, asked.user, asked.port),
-        plan=Words(plan.tunnel.ssh_host, plan.tunnel.ssh_user, plan.tunnel.ssh_port),
-        docker_host=asked.docker_host,
-    )
-
-
-def _same_way(tunnel: Tunnel, asked: wire.OpenTunnel) -> None:
-    """
-    That the open tunnel is what *asked* wants, where that says anything.
-
-    Raises:
-        TunnelOpenDifferently: naming both.
-    """
-    target = tunnel.host.destination.target
-    wanted: list[tuple[str, object, object]] = [
-        ("SSH host", asked.ssh.host, target.host),
-        ("SSH user", asked.ssh.user, target.user),
-        ("SSH port", asked.ssh.port, target.port),
-        ("local port", asked.local_port, tunnel.port),
-        ("local address", asked.local_host and _loopback(asked.local_host), tunnel.facts.local_host),
-    ]
-    for what, want, have in wanted:
-        if want is not None and want != have:
-            raise TunnelOpenDifferently(
-                f"The tunnel {tunnel.facts.id} to {tunnel.facts.project} is open with the {what} {have}, "
-                f"and you ask for {want}.",
-                hint=f"Close it first (`fluxctl tunnel close {tunnel.facts.id}`), or ask without the differing option.",
-            )
-
-
 def _kept(tunnel: Tunnel, declared: wire.OpenTunnel) -> Tunnel:
     """
     *tunnel*, which is open, as the one that is *declared*.
@@ -851,7 +690,7 @@ def _kept(tunnel: Tunnel, declared: wire.OpenTunnel) -> Tunnel:
     Raises:
         TunnelOpenDifferently: it is not.
     """
-    _same_way(tunnel, declared)
+    asked.must_be_same(tunnel, declared)
     tunnel.facts.kept = True
     tunnel.facts.renew |= declared.renew
     tunnel.remember()

@@ -44,7 +44,7 @@ async def test_20_tunnels_at_once_share_one_connection(rig):
     opened = await asyncio.gather(*(rig.open(project) for project in hashes))
     assert {one.tunnel.state for one in opened} == {"up"}
     assert len({one.tunnel.port for one in opened}) == 20
-    [host] = rig.up._hosts.values()
+    [host] = rig.up._hosts
     assert host.generation == 1
     answers = await asyncio.gather(*(rig.ask(one) for one in opened))
     assert answers == [rig.password(one)[0] for one in opened]

@@ -53,7 +53,7 @@ async def test_it_is_asked_for_told_once_and_used_from_then_on(locked, caplog):
     opened = await locked.open(V1_HASH, ssh=saying(locked, PASSPHRASE))
     assert await locked.ask(opened) == "postgres"
     await locked.host.hang_up()
-    [host] = locked.up._hosts.values()
+    [host] = locked.up._hosts
     await until(lambda: host.generation == 2, "the connection again, by the passphrase in memory")
     await locked.up.close("yeastcoast")
     await locked.open(V1_HASH)

@@ -33,7 +33,7 @@ async def crash(rig: Rig) -> None:
         tunnel.forward.stop_listening()
         await tunnel.forward.close_relays(within_s=0)
         tunnel.finished.set()
-    for host in list(old._hosts.values()):
+    for host in list(old._hosts):
         await host.aclose()
     await asyncio.gather(*tasks, return_exceptions=True)
     while old._tasks:

@@ -78,7 +78,7 @@ async def test_a_client_that_comes_while_the_host_is_away_is_served_when_it_is_b
 async def test_a_client_is_no_less_served_for_how_long_the_host_has_been_away(faulty_rig):
     """The next try by itself is an hour away: the client makes it now. Meanwhile `status` says how things stand."""
     opened = await faulty_rig.open(V1_HASH)
-    [host] = faulty_rig.up._hosts.values()
+    [host] = faulty_rig.up._hosts
     host._backoff = Backoff(first_s=3600, cap_s=3600).failed(faulty_rig.clock.now(), 0)
     async with told(faulty_rig) as events:
         await faulty_rig.host.proxy.refuse()
@@ -141,7 +141,7 @@ async def test_a_host_that_is_lost_as_the_tunnel_comes_up_still_has_it_listening
 
 async def test_a_host_that_lets_us_in_and_hangs_up_at_once_is_redialled_with_growing_pauses(faulty_rig):
     await faulty_rig.open(V1_HASH)
-    [host] = faulty_rig.up._hosts.values()
+    [host] = faulty_rig.up._hosts
     before, until_s = faulty_rig.host.proxy.accepted, asyncio.get_running_loop().time() + 2.5
     while asyncio.get_running_loop().time() < until_s:
         if host.state == "up":
@@ -452,7 +452,7 @@ async def test_a_lease_that_ended_in_our_sleep_ends_its_tunnel_though_the_host_i
 
 async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(sleepy_rig):
     await sleepy_rig.open(V1_HASH)
-    [host] = sleepy_rig.up._hosts.values()
+    [host] = sleepy_rig.up._hosts
     host._backoff = Backoff(first_s=3000, cap_s=3000).failed(sleepy_rig.clock.now(), 0)
     await sleepy_rig.host.proxy.refuse()
     sleepy_rig.host.proxy.cut()
@@ -466,7 +466,7 @@ async def test_a_redial_that_was_due_in_our_sleep_is_made_at_once(sleepy_rig):
 
 async def test_a_dial_that_was_under_way_when_we_fell_asleep_is_begun_again(sleepy_rig):
     await sleepy_rig.open(V1_HASH)
-    [host] = sleepy_rig.up._hosts.values()
+    [host] = sleepy_rig.up._hosts
     before = sleepy_rig.host.proxy.accepted
     sleepy_rig.host.proxy.stall()
     sleepy_rig.host.proxy.cut()
@@ -485,7 +485,7 @@ async def test_a_dial_that_was_under_way_when_we_fell_asleep_is_begun_again(slee
 async def test_a_slow_link_loses_nobody_when_it_is_doubted(faulty_rig, round_trip_s):
     """However quick it was before: no dial can be as quick as the answer of the connection that there is."""
     opened = await faulty_rig.open(V1_HASH)
-    [host] = faulty_rig.up._hosts.values()
+    [host] = faulty_rig.up._hosts
     async with told(faulty_rig) as events, await faulty_rig.connect(opened) as connection:
         faulty_rig.host.proxy.latency_s = round_trip_s / 2
         host.doubt()
@@ -503,7 +503,7 @@ async def test_a_host_that_stands_still_for_a_moment_loses_nobody_when_it_is_dou
 ):
     rig = Rig(openssh, contract_plane, pool18, tmp_path / "state")
     opened = await rig.open(V1_HASH)
-    [host] = rig.up._hosts.values()
+    [host] = rig.up._hosts
     async with told(rig) as events, await rig.connect(opened) as connection:
         openssh.freeze()
         try:
@@ -699,7 +699,7 @@ async def test_latency_only_delays(faulty_ssh):
 async def test_a_connection_that_nobody_uses_is_closed_and_comes_back_with_the_next_client(rig):
     rig.settings = replace(rig.settings, ssh_idle_s=0.6)
     opened = await rig.open(V1_HASH)
-    [host] = rig.up._hosts.values()
+    [host] = rig.up._hosts
     async with await rig.connect(opened) as connection:
         used_until = rig.clock.now() + 1.2
         await until(lambda: rig.clock.now() > used_until, "twice the time that it may idle")

@@ -49,7 +49,7 @@ async def served(rig, opened):
 async def test_a_link_that_goes_down_is_noticed_within_2_s_and_redialled_when_it_is_back(far_rig, end, record_property):
     opened = await far_rig.open(V1_HASH)
     assert await far_rig.ask(opened) == "postgres"
-    [host] = far_rig.up._hosts.values()
+    [host] = far_rig.up._hosts
     # The next try by itself is an hour away: nothing but the link's return brings it.
     host._backoff = Backoff(first_s=3600, cap_s=3600).failed(far_rig.clock.now(), 0)
     async with told(far_rig) as events:
@@ -117,7 +117,7 @@ async def test_under_random_loss_every_client_is_served(far_rig):
 
 async def test_a_change_that_does_not_touch_the_connection_leaves_it(far_rig):
     opened = await far_rig.open(V1_HASH)
-    [host] = far_rig.up._hosts.values()
+    [host] = far_rig.up._hosts
     async with told(far_rig) as events, await far_rig.connect(opened) as connection:
         for number in range(10, 13):
             far_rig.link.near.run("ip", "address", "add", f"198.18.8.{number}/32", "dev", DEVICE)
@@ -141,7 +141,7 @@ async def test_a_change_on_a_slow_link_loses_nobody(far_rig):
             await events.happens("host_up", within_s=5)
             proxy.latency_s = 0.0
             await connection.execute("SELECT 1")
-            assert [host.generation for host in far_rig.up._hosts.values()] == [1]
+            assert [host.generation for host in far_rig.up._hosts] == [1]
         await far_rig.up.close(V1_HASH)
 
 

@@ -1,0 +1,108 @@
+"""
+Which local port is whose: sticky ones from the port book, bound by the listeners.
+
+A project's port is its own for ever; when another program holds it the next free one does for this time, and that is
+said. `core.ports` proposes, the kernel decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from fluxd.core import ports
+from fluxd.core.errors import NoPortLeft, PortTaken
+from fluxd.journal import Key
+from fluxd.portbook import PortBook
+
+from .forward import bind
+from .listeners import Listeners
+
+LOOPBACK: Final = "127.0.0.1"
+NOBODY: Final = Key("", "", "", "readonly")
+
+
+class LocalPorts:
+    """The ports in *book*, and what *listeners* can have of them, from *first* upwards."""
+
+    def __init__(self, book: PortBook, listeners: Listeners, *, first: int) -> None:
+        self._book = book
+        self._listeners = listeners
+        self._first = first
+        # A port is proposed, bound and written down before the next one is.
+        self._binding = asyncio.Lock()
+
+    def usual(self, key: Key) -> int | None:
+        return self._book.owned.get(key)
+
+    def owner_of(self, port: int) -> Key | None:
+        return ports.owner_of(port, self._book.owned)
+
+    def first_tried(self, key: Key, requested: int | None) -> int | None:
+        """What `bind` would try first; None where it would fail."""
+        try:
+            return ports.propose_port(key, owned=self._book.owned, requested=requested, first=self._first)
+        except (PortTaken, NoPortLeft):
+            return None
+
+    async def bind(
+        self, key: Key, project: str, host: str, *, requested: int | None, strict: bool
+    ) -> tuple[list[socket.socket], Sequence[str]]:
+        """
+        Listening sockets on a port of *key*'s, and what is to be said about it.
+
+        Raises:
+            PortTaken, NoPortLeft, TooManyOpenFiles, LocalHostForbidden: nothing listens.
+        """
+        async with self._binding:
+            port, sockets = self._bound(key, host, requested, strict=strict)
+            try:
+                return sockets, await self.keep(key, port, project, requested)
+            except BaseException:
+                for listener in sockets:
+                    listener.close()
+                self._listeners.free(host, port)
+                raise
+
+    def _bound(self, key: Key, host: str, requested: int | None, *, strict: bool) -> tuple[int, list[socket.socket]]:
+        busy = set[int]()
+        while True:
+            port = ports.propose_port(
+                key, owned=self._book.owned, busy=busy, requested=requested, strict=strict, first=self._first
+            )
+            try:
+                return port, self._listeners.bind(host, port)
+            except PortTaken:
+                busy.add(port)
+
+    async def keep(self, key: Key, port: int, project: str, requested: int | None) -> Sequence[str]:
+        """Write *port* down as *key*'s, if it has none; else what is to be said of its being another one."""
+        usual = self.usual(key)
+        if usual is None:
+            await self._book.keep(key, port, project)
+        elif port != usual and requested is None:
+            return [f"Port {usual} is this project's, but another program holds it; this time it is {port}."]
+        elif port != usual:
+            return [f"Port {port} as you asked; without --local-port it stays {usual}."]
+        return []
+
+    def free_now(self, wanted: tuple[str, str, str | None] | None) -> tuple[int, int | None]:
+        """
+        A port that can be bound now for a key that begins with *wanted*, or for a new one; the usual one, if busy.
+
+        Raises:
+            NoPortLeft, TooManyOpenFiles: there is none.
+        """
+        key = next((one for one in self._book.owned if one[:3] == wanted), NOBODY)
+        usual, busy = self.usual(key), set[int]()
+        while True:
+            port = ports.propose_port(key, owned=self._book.owned, busy=busy, first=self._first)
+            try:
+                for listener in bind(LOOPBACK, port):
+                    listener.close()
+            except PortTaken:
+                busy.add(port)
+            else:
+                return port, usual if usual in busy else None
