@@ -17,6 +17,7 @@ from fluxd.core.errors import SSHLost
 from fluxd.core.lifecycle import Event
 from fluxd.core.target import Target
 from fluxd.settings import TunnelSettings
+from fluxd.tunnels import ssh
 from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
 from fluxd.tunnels.ssh import ANSWERS_S, Host
@@ -479,6 +480,18 @@ async def test_a_dial_that_was_under_way_when_we_fell_asleep_is_begun_again(slee
 
 
 # ------------------------------------------- doubted, and only slow: nobody loses anything
+
+
+async def test_an_asyncssh_that_cannot_be_asked_leaves_doubts_to_keepalives(faulty_rig, monkeypatch):
+    assert ssh.PING is not None  # the one that is installed can
+    monkeypatch.setattr(ssh, "PING", None)
+    opened = await faulty_rig.open(V1_HASH)
+    [host] = faulty_rig.up._hosts
+    async with await faulty_rig.connect(opened) as connection:
+        host.doubt()
+        await until(lambda: not host._doubted.is_set(), "it to be looked at")
+        await connection.execute("SELECT 1")
+    assert (host.state, host.generation) == ("up", 1)
 
 
 @pytest.mark.parametrize("round_trip_s", [1.5, 3.0])
