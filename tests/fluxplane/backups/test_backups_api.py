@@ -173,6 +173,9 @@ async def test_a_list_reads_no_file_twice(settings):
         assert path.stat().st_atime_ns == 1
 
 
+NOBODYS = uuid.UUID("5d0c4a3e-8d55-4e0f-9a6b-1f2e3d4c5b6a")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -180,12 +183,12 @@ async def test_a_list_reads_no_file_twice(settings):
         ("GET", base("0000000"), 404),
         ("POST", base("0000000"), 404),
         ("POST", f"{base(V2)}/nonsense/verify", 404),
-        ("POST", f"{base(V2)}/{uuid.uuid4()}/verify", 404),
-        ("GET", f"{base(V2)}/{uuid.uuid4()}/download", 404),
+        ("POST", f"{base(V2)}/{NOBODYS}/verify", 404),
+        ("GET", f"{base(V2)}/{NOBODYS}/download", 404),
         ("GET", f"{base(V2)}/%2e%2e%2fetc%2fpasswd/download", 404),
         ("GET", f"/api/cli/v1/projects/{V2}/dump", 400),
         ("GET", f"/api/cli/v1/projects/{V1}/dump?schemaOnly=1&dataOnly=1", 400),
-        ("POST", f"/api/cli/v1/projects/{V1}/restores/{uuid.uuid4()}", 400),
+        ("POST", f"/api/cli/v1/projects/{V1}/restores/{NOBODYS}", 400),
     ],
 )
 async def test_what_is_not_there_is_refused_in_the_contracts_shape(settings, method, path, status):
