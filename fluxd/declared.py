@@ -56,7 +56,7 @@ class Declared:
         self._doors: dict[DeclaredTunnel, Door] = {}
         self._opened: dict[DeclaredTunnel, str] = {}
         self._problems: dict[DeclaredTunnel, FluxError] = {}
-        self._hurry = asyncio.Event()
+        self._hurries: dict[DeclaredTunnel, asyncio.Event] = {}
 
     def notices(self) -> list[str]:
         """What `status` says of those that could not be opened yet."""
@@ -79,8 +79,8 @@ class Declared:
 
     async def hurry(self) -> None:
         """There is a login: try at once, also what was closed meanwhile."""
-        self._hurry.set()
         for one in list(self._tasks):
+            self._hurry(one).set()
             await self._begin(one)
 
     async def aclose(self) -> None:
@@ -108,7 +108,7 @@ class Declared:
         """Have it there until somebody closes it."""
         backoff = first = Backoff(first_s=FIRST_PAUSE_S, cap_s=LONGEST_PAUSE_S)
         while True:
-            self._hurry.clear()
+            self._hurry(one).clear()
             tunnel = await self._noting(one, self._declare(one))
             if tunnel is not None:
                 self._opened[one], backoff = tunnel.facts.id, first
@@ -116,14 +116,14 @@ class Declared:
                     return
             backoff = backoff.failed(self._clock.now(), random.random())  # noqa: S311 - jitter
             if tunnel is None:
-                await self._pause(backoff)
+                await self._pause(one, backoff)
 
-    async def _pause(self, backoff: Backoff) -> None:
+    async def _pause(self, one: DeclaredTunnel, backoff: Backoff) -> None:
         """Until the next try is due, or somebody cannot wait; never quite at once, for somebody may be many."""
         await asyncio.sleep(min(LEAST_PAUSE_S, backoff.wait_s(self._clock.now())))
         with suppress(TimeoutError):
             async with asyncio.timeout(backoff.wait_s(self._clock.now())):
-                await self._hurry.wait()
+                await self._hurry(one).wait()
 
     async def _declare(self, one: DeclaredTunnel) -> Tunnel:
         found = await self._listen(one)
@@ -133,10 +133,14 @@ class Declared:
         return await self._tunnels.declare(_request(one), caller)
 
     async def _listen(self, one: DeclaredTunnel) -> Tunnel | Door | None:
-        found = await self._tunnels.listen_for(_request(one), self._base(one), self._hurry.set)
+        found = await self._tunnels.listen_for(_request(one), self._base(one), self._hurry(one).set)
         if isinstance(found, Door):
             self._doors[one] = found
         return found
+
+    def _hurry(self, one: DeclaredTunnel) -> asyncio.Event:
+        """Set when somebody waits for it."""
+        return self._hurries.setdefault(one, asyncio.Event())
 
     def _base(self, one: DeclaredTunnel) -> str:
         return self._tokens.base(wire.Plane(api_base=one.api_base))

@@ -14,6 +14,7 @@ import msgspec
 from fluxd.core.errors import StateUnreadable
 from fluxd.journal import Key
 from fluxd.statefile import StateFile
+from fluxd.wire import Access
 
 VERSION: Final = 1
 
@@ -23,6 +24,8 @@ class _Entry(msgspec.Struct):
     port: int
     # The project's name when it was last open: what `tunnel forget` may be given.
     project: str
+    # A v1 project has one tunnel, whatever access is asked for.
+    dedicated: bool = False
 
 
 class _Book(msgspec.Struct):
@@ -49,14 +52,23 @@ class PortBook:
         """The keys that *name* (a project, a hash or a port) may mean."""
         return [key for key, entry in self._entries.items() if name in (entry.project, key.hash, str(entry.port))]
 
-    async def keep(self, key: Key, port: int, project: str) -> None:
+    def usual(self, api_base: str, project_hash: str, access: Access) -> int | None:
+        """The port of that project, whoever's it is; None without one, or where several accounts have one."""
+        found = {
+            entry.port
+            for key, entry in self._entries.items()
+            if (key.api_base, key.hash) == (api_base, project_hash) and (entry.dedicated or key.access == access)
+        }
+        return found.pop() if len(found) == 1 else None
+
+    async def keep(self, key: Key, port: int, project: str, *, dedicated: bool) -> None:
         """
         From now on *port* is *key*'s.
 
         Raises:
             StateUnwritable: that cannot be written down.
         """
-        entry = _Entry(key, port, project)
+        entry = _Entry(key, port, project, dedicated)
         if self._entries.get(key) != entry:
             self._entries[key] = entry
             await self._commit()

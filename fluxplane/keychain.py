@@ -5,8 +5,8 @@ No password of a temporary role is stored anywhere. It is HMAC(key, grant id, no
 yields the same password, and a stolen catalogue yields none. The key is 32 bytes, base64, from FLUXPLANE_KEY or a 0600
 file; losing it loses the sealed passwords and signing secrets, nothing in any project's database.
 
-There may be several keys, one a line: the first seals and derives, the others open what they once sealed. One with a +
-before it is the next: every replica knows it before the first one uses it.
+There may be several keys, one a line: the first seals and derives, the others open what they once sealed. One with
+`next:` before it is the next: every replica knows it before the first one uses it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from fluxplane.wire import Secret
 
 KEY_BYTES: Final = 32
 ID_BYTES: Final = 4
-NEXT: Final = "+"
+# No character of base64: a key may begin with any of those.
+NEXT: Final = "next:"
 _NONCE_BYTES: Final = 12
 # PostgreSQL's own default (scram_iterations): the passwords have 192 random bits, more rounds would protect nothing.
 SCRAM_ITERATIONS: Final = 4096

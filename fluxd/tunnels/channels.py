@@ -64,7 +64,8 @@ class Channels:
         asyncssh does not: it would keep in memory all that the host's windows allow, and it is the host who sets those.
         """
 
-        def congest(whether: bool) -> None:
+        def congest(whether: bool, usual: Callable[[], None]) -> None:
+            usual()
             if connection is self._watched:
                 self.congested = whether
                 if not whether:  # what was sent has been taken
@@ -72,9 +73,10 @@ class Channels:
                 for session in list(self.sessions):
                     session.congested(whether)
 
+        pause, resume = connection.pause_writing, connection.resume_writing
         self._watched, self.congested, self.hasten = connection, False, _hastening(connection)
-        connection.pause_writing = lambda: congest(True)  # type: ignore[method-assign]
-        connection.resume_writing = lambda: congest(False)  # type: ignore[method-assign]
+        connection.pause_writing = lambda: congest(True, pause)  # type: ignore[method-assign]
+        connection.resume_writing = lambda: congest(False, resume)  # type: ignore[method-assign]
 
     async def open(
         self,

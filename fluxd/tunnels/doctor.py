@@ -152,8 +152,8 @@ def _destination(plan: AccessPlan | None, ssh: wire.SSH) -> Destination:
 async def _host(
     destination: Destination, pinned: Sequence[str], ssh: wire.SSH, clock: Clock, how: Dialling
 ) -> AsyncIterator[Host]:
-    host = Host(destination, how, clock, lambda _host, _name: None)
-    host.agent, host.pinned = ssh.agent, pinned
+    host = Host(destination, how, clock, lambda _host, _name: None, pinned=tuple(pinned))
+    host.agent = ssh.agent
     try:
         yield host
     finally:

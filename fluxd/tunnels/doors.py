@@ -99,7 +99,8 @@ class Doors:
             PortTaken: it is another project's, or somebody else listens there.
             TooManyOpenFiles: no socket can be had.
         """
-        port = request.local_port or self._usual(place)
+        # Two accounts' projects of one hash are not told apart without a token.
+        port = request.local_port or self._book.usual(*place)
         if place in self._doors or port is None:
             return self._doors.get(place)
         owner = ports.owner_of(port, self._book.owned)
@@ -128,6 +129,14 @@ class Doors:
                 return door
         return None
 
+    def of(self, api_base: str, project_hash: str | None) -> Door | None:
+        """Any door of that project."""
+        return next((door for place, door in self._doors.items() if place[:2] == (api_base, project_hash)), None)
+
+    def has(self, door: Door) -> bool:
+        """Whether it is neither closed nor a tunnel's."""
+        return door in self._doors.values()
+
     def taken(self, door: Door) -> bool:
         """Its forward is a tunnel's now; False if it was before."""
         known = len(self._doors)
@@ -143,8 +152,3 @@ class Doors:
     async def aclose(self) -> None:
         for door in list(self._doors.values()):
             await self.close(door)
-
-    def _usual(self, place: Place) -> int | None:
-        """The port it had last; two accounts' projects of one hash are not told apart without a token."""
-        found = {port for key, port in self._book.owned.items() if (key.api_base, key.hash, key.access) == place}
-        return found.pop() if len(found) == 1 else None

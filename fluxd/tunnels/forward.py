@@ -161,7 +161,8 @@ class Forward:
     # Not asyncio.start_server: without a descriptor left it leaves clients waiting and logs a hundred traces a second.
 
     def _watch(self, listener: socket.socket) -> None:
-        self._paused.pop(listener, None)
+        if pause := self._paused.pop(listener, None):
+            pause.cancel()
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:

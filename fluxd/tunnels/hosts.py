@@ -1,5 +1,5 @@
 """
-The SSH hosts that tunnels share: one connection for each (address, user, port, identity, known_hosts).
+The SSH hosts that tunnels share: one connection for each (address, user, port, identity, known_hosts, pinned keys).
 
 A host is here from its first tunnel until its last one is gone. What happens to it is told to an observer.
 """
@@ -27,18 +27,22 @@ class Hosts:
         self._how = how
         self._clock = clock
         self._observe = observe
-        self._hosts: dict[Destination, Host] = {}
+        self._hosts: dict[tuple[Destination, tuple[str, ...]], Host] = {}
 
     def __iter__(self) -> Iterator[Host]:
         return iter([*self._hosts.values()])
 
     def shared(self, destination: Destination, agent: str | None, pinned: Sequence[str]) -> Host:
-        """The host of *destination*, which from now on is dialled with *agent*, if one is given, and *pinned* keys."""
-        host = self._hosts.get(destination)
+        """
+        The host of *destination* that is trusted by these *pinned* keys: one plan's are not another's.
+
+        It is dialled with *agent* from now on, if one is given.
+        """
+        key = (destination, tuple(pinned))
+        host = self._hosts.get(key)
         if host is None:
-            host = self._hosts[destination] = Host(destination, self._how, self._clock, self._observe)
+            host = self._hosts[key] = Host(destination, self._how, self._clock, self._observe, pinned=key[1])
         host.agent = agent or host.agent
-        host.pinned = pinned
         return host
 
     async def unlocked(self, host: Host) -> None:
@@ -67,8 +71,8 @@ class Hosts:
         return [shown_host(host) for host in self]
 
     async def release(self, host: Host) -> None:
-        """End the connection that nobody shares any more."""
-        self._hosts.pop(host.destination, None)
+        """End the connection: nobody shares it any more."""
+        self._hosts.pop((host.destination, host.pinned), None)
         await host.aclose()
 
     async def aclose(self) -> None:

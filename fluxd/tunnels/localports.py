@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
 from typing import Final
 
 from fluxd.core import ports
@@ -17,6 +16,7 @@ from fluxd.core.errors import NoPortLeft, PortTaken
 from fluxd.journal import Key
 from fluxd.portbook import PortBook
 
+from .facts import Facts
 from .forward import bind
 from .listeners import Listeners
 
@@ -47,24 +47,23 @@ class LocalPorts:
         except (PortTaken, NoPortLeft):
             return None
 
-    async def bind(
-        self, key: Key, project: str, host: str, *, requested: int | None, strict: bool
-    ) -> tuple[list[socket.socket], Sequence[str]]:
+    async def bind(self, facts: Facts, *, requested: int | None, strict: bool) -> list[socket.socket]:
         """
-        Listening sockets on a port of *key*'s, and what is to be said about it.
+        Listening sockets for a tunnel, on its own port; the first time, and when that is busy, on the next free one.
 
         Raises:
             PortTaken, NoPortLeft, TooManyOpenFiles, LocalHostForbidden: nothing listens.
         """
         async with self._binding:
-            port, sockets = self._bound(key, host, requested, strict=strict)
+            port, sockets = self._bound(facts.key, facts.local_host, requested, strict=strict)
             try:
-                return sockets, await self.keep(key, port, project, requested)
+                await self.keep(facts, port, requested)
             except BaseException:
                 for listener in sockets:
                     listener.close()
-                self._listeners.free(host, port)
+                self._listeners.free(facts.local_host, port)
                 raise
+            return sockets
 
     def _bound(self, key: Key, host: str, requested: int | None, *, strict: bool) -> tuple[int, list[socket.socket]]:
         busy = set[int]()
@@ -77,16 +76,15 @@ class LocalPorts:
             except PortTaken:
                 busy.add(port)
 
-    async def keep(self, key: Key, port: int, project: str, requested: int | None) -> Sequence[str]:
-        """Write *port* down as *key*'s, if it has none; else what is to be said of its being another one."""
-        usual = self.usual(key)
-        if usual is None:
-            await self._book.keep(key, port, project)
-        elif port != usual and requested is None:
-            return [f"Port {usual} is this project's, but another program holds it; this time it is {port}."]
-        elif port != usual:
-            return [f"Port {port} as you asked; without --local-port it stays {usual}."]
-        return []
+    async def keep(self, facts: Facts, port: int, requested: int | None) -> None:
+        """Write *port* down as the tunnel's, if it has no other; else say that it is another one this time."""
+        usual = self.usual(facts.key)
+        if usual in (None, port):
+            await self._book.keep(facts.key, port, facts.project, dedicated=facts.pooled is None)
+        elif requested is None:
+            facts.say_once(f"Port {usual} is this project's, but another program holds it; this time it is {port}.")
+        else:
+            facts.say_once(f"Port {port}, as was asked for; without asking it stays {usual}.")
 
     def free_now(self, wanted: tuple[str, str, str | None] | None) -> tuple[int, int | None]:
         """

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -69,10 +69,18 @@ class Host:
     `generation` grows with every connection: what was learnt about upstream over an older one is to be learnt again.
     """
 
-    def __init__(self, destination: Destination, how: Dialling, clock: Clock, observe: Observer) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        how: Dialling,
+        clock: Clock,
+        observe: Observer,
+        *,
+        pinned: tuple[str, ...] = (),
+    ) -> None:
         self.destination = destination
         self.agent: str | None = None
-        self.pinned: Sequence[str] = ()
+        self.pinned = pinned
         self.state: State = "idle"
         self.generation = 0
         self.latency_s: float | None = None
@@ -137,7 +145,7 @@ class Host:
             self._poked.set()
         elif self._dialling is not None and self._dials_anew > 0:
             self._dials_anew -= 1
-            self._dial_no_more(self._dialling)
+            self._dial_no_more()
 
     async def aclose(self) -> None:
         """End the connection, with every channel in it, and dial no more: whoever waits is told that it is lost."""
@@ -206,8 +214,11 @@ class Host:
                 await _ended(other)
         return self._use()
 
-    def _dial_no_more(self, dialling: asyncio.Timeout) -> None:
-        dialling.reschedule(asyncio.get_running_loop().time())
+    def _dial_no_more(self) -> None:
+        """End the dial under way, if there is one that is not ending already."""
+        dialling, self._dialling = self._dialling, None
+        if dialling is not None:
+            dialling.reschedule(asyncio.get_running_loop().time())
 
     async def _up(self, connection: asyncssh.SSHClientConnection) -> None:
         if connection is not self._connection:
@@ -257,7 +268,7 @@ class Host:
         self._hearing = asyncio.create_task(self._hear(connection))
         soon_s = min(max(ANSWERS_S, 2 * (self.latency_s or 0.0)), MOST_PATIENT_S)
         await asyncio.wait({closing, self._hearing}, timeout=soon_s, return_when=asyncio.FIRST_COMPLETED)
-        if not closing.done() and not self._channels.heard.is_set():
+        if not (closing.done() or self._hearing.done() or self._channels.heard.is_set()):
             return False
         await self._hear_no_more()
         return True
@@ -277,8 +288,7 @@ class Host:
         finally:
             asking.cancel()
         self._poked.set()
-        if self._dialling is not None:
-            self._dial_no_more(self._dialling)
+        self._dial_no_more()
 
     @property
     def _has_answered(self) -> bool:

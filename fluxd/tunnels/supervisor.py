@@ -258,6 +258,7 @@ class Supervisor:
         tunnel.caller = caller
         if request.ssh.agent is not None:
             tunnel.host.agent = request.ssh.agent
+        await self._take_keys(tunnel, request.ssh)
         await self._hosts.unlocked(tunnel.host)
         await tunnel.reach()
         hold = secrets.token_hex(8) if request.hold else None
@@ -265,6 +266,20 @@ class Supervisor:
         if tunnel.facts.pooled is not None and (request.credential == "new" or not tunnel.live()):
             minted = await tunnel.mint(Wish(caller, request.ttl_s, request.reason, hold))
         return await self._opened(tunnel, request, hold, minted)
+
+    async def _take_keys(self, tunnel: Tunnel, ssh: wire.SSH) -> None:
+        """Where nobody was let in yet, go by the files that are named now; who declared it may have named none."""
+        before, have = tunnel.host, tunnel.host.destination
+        files = (ssh.identity_file or have.identity_file, ssh.known_hosts or have.known_hosts)
+        wanted = Destination(have.target, *files)
+        if wanted != have and tunnel.is_untried:
+            tunnel.go_by(self._hosts.shared(wanted, ssh.agent or before.agent, before.pinned))
+            await self._release(before)
+
+    async def _release(self, host: Host) -> None:
+        """End its connection, if no tunnel shares it any more."""
+        if not any(tunnel.host is host for tunnel in self._tunnels.values()):
+            await self._hosts.release(host)
 
     async def _opened(
         self, tunnel: Tunnel, request: wire.OpenTunnel, hold: str | None, minted: Minted | None
@@ -342,7 +357,11 @@ class Supervisor:
 
     async def _listening(self, tunnel: Tunnel, bind: Callable[[], Awaitable[Forward]]) -> Tunnel:
         tunnel.listen(bind)
-        await asyncio.shield(tunnel.settled)
+        try:
+            await asyncio.shield(tunnel.settled)
+        except asyncio.CancelledError:
+            tunnel.close()
+            raise
         if not tunnel.life.listening:
             await self._gone(tunnel)
             raise tunnel.problem or TunnelNotFound("The tunnel was closed while it was being opened.")
@@ -354,11 +373,11 @@ class Supervisor:
     async def _through(self, door: Door, tunnel: Tunnel) -> Forward:
         """The door's own listener, with whoever waits there, as the tunnel's forward."""
         key = tunnel.facts.key
-        if self._ports.owner_of(door.port) not in (None, key):
+        if self._ports.owner_of(door.port) not in (None, key) or not self._doors.has(door):
             raise PortTaken(f"Local port {door.port} is kept for another tunnel.")
-        notices = await self._ports.keep(key, door.port, tunnel.facts.project, door.request.local_port)
-        tunnel.facts.notices.extend(notices)
-        self._doors.taken(door)
+        await self._ports.keep(tunnel.facts, door.port, door.request.local_port)
+        if not self._doors.taken(door):  # closed meanwhile
+            raise PortTaken(f"Local port {door.port} is declared no more.")
         door.lead(tunnel.open_channel, tunnel.observe)
         return door.forward
 
@@ -381,12 +400,9 @@ class Supervisor:
         return {access: port for access, port in found.items() if port is not None}
 
     async def _bound(self, tunnel: Tunnel, requested: int | None, *, strict: bool) -> Forward:
-        """A forward on the tunnel's own port; the first time, and when that is busy, on the next free one."""
+        """A forward on a port of the tunnel's."""
         facts = tunnel.facts
-        sockets, notices = await self._ports.bind(
-            facts.key, facts.project, facts.local_host, requested=requested, strict=strict
-        )
-        facts.notices.extend(notices)
+        sockets = await self._ports.bind(facts, requested=requested, strict=strict)
         port = int(sockets[0].getsockname()[1])
         return Forward(
             sockets,
@@ -406,7 +422,8 @@ class Supervisor:
         for tunnel in self._tunnels.values():
             if tunnel.facts.key[:3] == wanted and tunnel.life.listening:
                 return tunnel.port, None
-        return self._ports.free_now(wanted)
+        door = None if caller is None else self._doors.of(caller.api_base, project_hash)
+        return (door.port, None) if door is not None else self._ports.free_now(wanted)
 
     # -------------------------------------------------------------------- looking
 
@@ -538,8 +555,7 @@ class Supervisor:
         await self._gone(tunnel)
         await self._grants.settle()
         await tunnel.aclose()
-        if not any(other.host is tunnel.host for other in self._tunnels.values()):
-            await self._hosts.release(tunnel.host)
+        await self._release(tunnel.host)
 
     def expect_restart(self) -> None:
         """If we are stopped within `RESTARTED_WITHIN_S`, it is to be started again: see `aclose`."""

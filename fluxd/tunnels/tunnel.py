@@ -29,7 +29,6 @@ from fluxd.core.errors import (
     UpstreamWrongServer,
 )
 from fluxd.core.lifecycle import Command, Event, Lifecycle, Phase
-from fluxd.core.login import Unproven
 from fluxd.core.resolver import Upstream
 from fluxd.journal import GrantRecord, Journal, SSHRecord, TunnelRecord
 from fluxd.plane import Caller
@@ -41,7 +40,7 @@ from .facts import Facts, Hold, Wish
 from .forward import Forward, Happening
 from .grants import Grants, Minted, Terms
 from .identity import Identity
-from .probe import prove_login, prove_postgres
+from .probe import prove_postgres
 from .shown import shown_lease, shown_traffic
 from .ssh import Host, unreachable
 from .whereabouts import Whereabouts
@@ -96,16 +95,8 @@ class Tunnel:
         self.forward: Forward | None = None
         # What the opening itself minted, for the one who opened.
         self.first: Minted | None = None
-        self.whereabouts = Whereabouts(
-            facts.plan,
-            host,
-            house.clock,
-            proof=lambda: house.identity.login(facts, lambda: self.caller),
-            say=facts.say_unproven,
-            moved=self.remember,
-            prefer_network=facts.prefer_network,
-        )
         self._house = house
+        self.whereabouts = self._seen_from(host)
         self._bind: Bind | None = None
         self._wish: Wish | None = None
         self._asked: GrantRecord | None = None
@@ -117,6 +108,28 @@ class Tunnel:
         # No listener outlives the grant that ends last, even if that one was revoked early.
         self._ends_at: float | None = None
         self._renew_at = 0.0
+
+    def _seen_from(self, host: Host) -> Whereabouts:
+        return Whereabouts(
+            self.facts.plan,
+            host,
+            self._house.clock,
+            proof=lambda: self._house.identity.login(self.facts, lambda: self.caller),
+            say=self.facts.say_unproven,
+            moved=self.remember,
+            prefer_network=self.facts.prefer_network,
+        )
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether it listens and nothing has been reached through it yet."""
+        return self.life.phase is Phase.UP and not self.whereabouts.met
+
+    def go_by(self, host: Host) -> None:
+        """From now on through *host*, for one that is untried; what was known of upstream is to be proven there."""
+        before, self.host = self.whereabouts, host
+        self.whereabouts = self._seen_from(host)
+        self.whereabouts.recall(before.stood, before.proven_behind)
 
     # --------------------------------------------------------- what happens to it
 
@@ -413,11 +426,7 @@ class Tunnel:
         """Prove the role, and by its verifier that this is the project's own Postgres."""
         username = minted.record.username
         assert username is not None
-        try:
-            await prove_login(self.whereabouts.open_stream, username, minted.password)
-        except Unproven as unproven:
-            self.facts.say_unproven(unproven)
-        self.whereabouts.note_login()
+        await self.whereabouts.log_in(username, minted.password)
 
     def _minted(self, minted: Minted) -> None:
         self._note_end(minted.record)

@@ -21,7 +21,7 @@ from fluxd.core.login import Unproven
 from fluxd.core.resolver import Upstream, locate
 from fluxplane.wire import AccessPlan, DedicatedDatabase, Secret
 
-from .probe import prove_login
+from .probe import prove_login, prove_postgres
 from .ssh import Host
 
 # A container's address is another tenant's as soon as docker gives it away.
@@ -125,10 +125,24 @@ class Whereabouts:
             upstream = await self._fresh()
         return await self._host.open_stream(upstream.connect_to, upstream.port)
 
-    def note_login(self) -> None:
-        """A login of our own has just succeeded there."""
-        if self.found is not None:
-            self._note_proven(self.found)
+    async def log_in(self, user: str, password: Secret) -> None:
+        """
+        Log in with a role of its own, and by that prove the place where that was.
+
+        Raises:
+            FluxError: it cannot be found, does not answer, refuses, or is another's.
+        """
+        async with self._asking:
+            upstream = await self._fresh()
+        await self._logged_in(upstream, user, password)
+
+    async def _logged_in(self, upstream: Upstream, user: str, password: Secret) -> None:
+        over = self._host.generation
+        try:
+            await prove_login(lambda: self._host.open_stream(upstream.connect_to, upstream.port), user, password)
+        except Unproven as unproven:
+            self._say(unproven)
+        self._note_proven(upstream, over)
 
     # --------------------------------------------------------------------- asking
 
@@ -157,6 +171,8 @@ class Whereabouts:
         return proven == upstream and (upstream.method == "docker_inspect" or over == self._host.generation)
 
     async def _prove(self, upstream: Upstream) -> None:
+        # First whether anybody is there: for a login a role may have to be made.
+        await prove_postgres(lambda: self._host.open_stream(upstream.connect_to, upstream.port))
         async with AsyncExitStack() as stack:
             try:
                 user, password = await stack.enter_async_context(self._proof())
@@ -164,12 +180,9 @@ class Whereabouts:
                 self._let_stand(upstream, problem)
                 return
             try:
-                await prove_login(lambda: self._host.open_stream(upstream.connect_to, upstream.port), user, password)
-            except Unproven as unproven:
-                self._say(unproven)
+                await self._logged_in(upstream, user, password)
             except UpstreamLoginFailed as refused:
                 raise UpstreamWrongServer(detail=refused.detail) from refused
-        self._note_proven(upstream)
 
     def _let_stand(self, upstream: Upstream, problem: FluxError) -> None:
         """Nothing to prove it with: what was proven before, behind this very host key, is still it."""
@@ -177,8 +190,8 @@ class Whereabouts:
             raise problem
         self._proven = (upstream, self._host.generation)
 
-    def _note_proven(self, upstream: Upstream) -> None:
-        self._proven, self.stood = (upstream, self._host.generation), upstream
+    def _note_proven(self, upstream: Upstream, over: int) -> None:
+        self._proven, self.stood = (upstream, over), upstream
         if self.proven_behind != self._host.key_fingerprint:
             self.proven_behind = self._host.key_fingerprint
             self._moved()

@@ -1,5 +1,6 @@
 """Sealing, derived passwords, and verifiers that real Postgres accepts."""
 
+import base64
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,3 +113,20 @@ def test_a_key_that_is_none_is_said(tmp_path: Path, text: str):
     path.chmod(0o600)
     with pytest.raises(OperatorError):
         keychain.load(settings(path))
+
+
+@pytest.mark.parametrize("first", [0xF8, 0xFC, 0x00], ids=["plus", "slash", "A"])
+def test_a_key_may_begin_with_any_character_of_base64(tmp_path, first):
+    """0xf8 begins with a +, 0xfc with a slash."""
+    path = tmp_path / "key"
+    key = base64.b64encode(bytes([first]) + bytes(31)).decode()
+    path.write_text(key + "\n")
+    path.chmod(0o600)
+    sealed = keychain.load(settings(path)).seal(Secret("pw"), purpose="p")
+    assert not keychain.take_next(path)
+    assert path.read_text() == key + "\n"
+    assert keychain.add_next(path)
+    assert keychain.take_next(path)
+    lines = path.read_text().split()
+    assert (len(lines), lines[1]) == (2, key)
+    assert keychain.load(settings(path)).unseal(sealed, purpose="p").reveal() == "pw"

@@ -128,7 +128,7 @@ async def test_a_reused_address_gets_no_client_byte(small_rig, pg18, monkeypatch
             assert await reader.read() == b""
         writer.close()
         await until(lambda: small_rig.up.list() == [], "the tunnel to close")
-    [heard] = stranger.heard
+    [_probe, heard] = stranger.heard
     assert opened.credential.username.encode() in heard, "it was asked to prove itself"
     assert MARK not in heard
     assert SSL_REQUEST not in heard
