@@ -315,8 +315,10 @@ def test_without_a_directory_nothing_is_left(tmp_path):
         parent.chmod(0o711)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([command("fluxplane"), "lab"], stdout=log, stderr=log, env=environment)
-    wait_until(lambda: list(tmp_path.glob("*/lab.json")), "lab.json")
-    assert end(process) == 0
+    try:
+        wait_until(lambda: list(tmp_path.glob("*/lab.json")), "lab.json", within_s=60)
+    finally:
+        assert end(process) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 

@@ -330,7 +330,7 @@ def test_a_signal_while_a_tunnel_is_being_opened_leaves_nothing(daemon, lab, wor
             os.kill(process.pid, number)
             out, err = process.communicate(timeout=20)
             done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
-            provoked("interrupted", done, exit_code=128 + number)
+            provoked("interrupted", done, says="Interrupted", exit_code=128 + number)
             wait_until(lambda: not daemon.listening(), "no port is left open")
             wait_until(lambda: daemon.flux_json("tunnel", "list")["tunnels"] == [], "no tunnel is left")
     assert temporary_roles(lab.pool_admin_url) == before
