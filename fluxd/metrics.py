@@ -100,13 +100,19 @@ def _of_hosts(hosts: Collection[wire.HostStatus]) -> Iterator[Metric]:
     states = GaugeMetricFamily("fluxd_hosts", "SSH hosts in each state.", labels=("state",))
     for state, count in sorted(Counter(host.state for host in hosts).items()):
         states.add_metric((state,), count)
-    latency = GaugeMetricFamily("fluxd_host_latency_seconds", "The last keepalive's round trip.", labels=("host",))
+    latency = GaugeMetricFamily("fluxd_host_latency_seconds", "What opening the last channel took.", labels=("host",))
     channels = GaugeMetricFamily("fluxd_host_channels", "Channels open on the shared connection.", labels=("host",))
+    # Several connections to one host (other keys, say) are one sample: a label may not come twice.
+    open_channels, slowest = Counter[str](), dict[str, float]()
     for host in hosts:
-        named = (f"{host.user}@{host.host}:{host.port}",)
-        channels.add_metric(named, host.channels)
+        name = f"{host.user}@{host.host}:{host.port}"
+        open_channels[name] += host.channels
         if host.latency_s is not None:
-            latency.add_metric(named, host.latency_s)
+            slowest[name] = max(host.latency_s, slowest.get(name, 0.0))
+    for name, count in open_channels.items():
+        channels.add_metric((name,), count)
+    for name, seconds in slowest.items():
+        latency.add_metric((name,), seconds)
     yield from (states, latency, channels)
 
 

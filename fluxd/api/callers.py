@@ -2,8 +2,8 @@
 Who may ask, and what they may name: checked for every request before anything is done for it.
 
 The socket's mode keeps other users out, this module does it again: the kernel's word for the peer's uid, and no request
-that a browser could have been tricked into making. A caller may have us open three files of its own, sent by name and
-never by content: an agent's socket, an identity file, a known_hosts file.
+that a browser could have been tricked into making. A caller may have us open files of its own, sent by name and
+never by content: an agent's socket, a known_hosts file, an identity file and others that it has the passphrases of.
 """
 
 from __future__ import annotations

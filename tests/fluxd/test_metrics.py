@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -50,6 +51,23 @@ async def test_a_tunnel_its_relay_its_lease_its_host_and_the_planes_answers_are_
         "fluxd_plane_request_seconds_count", route="POST /projects/*/db-access/temporary-credential", outcome="ok"
     )
     assert found[granted] == 1
+
+
+async def test_two_connections_to_one_host_are_one_sample(lab: Lab, daemon: Daemon):
+    """By another copy of the same key; a label that comes twice would spoil the whole page."""
+    key = "FLUX_DB_TUNNEL_IDENTITY_FILE"
+    copy = daemon.home / "id"
+    copy.write_bytes(Path(lab.env[key]).read_bytes())
+    copy.chmod(0o600)
+    for slug, named_key in (("yeastcoast", lab.env[key]), ("foundry", str(copy))):
+        hash_ = next(one["hash"] for one in lab.facts["projects"] if one["slug"] == slug)
+        env = {**lab.env, key: named_key}
+        await asyncio.to_thread(daemon.flux_json, "tunnel", "open", slug, "--hash", hash_, env=env)
+    async with asker(daemon.socket) as fluxd, fluxd.session.get("http://localhost/metrics") as response:
+        lines = (await response.text()).splitlines()
+    assert 'fluxd_hosts{state="up"} 2.0' in lines
+    for name in ("fluxd_host_channels", "fluxd_host_latency_seconds"):
+        assert len([line for line in lines if line.startswith(name + "{")]) == 1, lines
 
 
 async def test_a_refused_request_is_counted_under_its_problem(lab: Lab, daemon: Daemon):
