@@ -247,16 +247,18 @@ class Backups:
 async def running(catalogue: Catalogue, settings: Settings, *, hourly: bool = True) -> AsyncIterator[Backups]:
     """The backups of a plane; a serving one looks after them *hourly*. Leaving the block ends what runs, as failed."""
     failed: BaseException | None = None
-    async with asyncio.TaskGroup() as jobs:
-        backups = Backups(catalogue, settings, jobs)
-        housekeeping = jobs.create_task(backups.hourly(), name="backups hourly") if hourly else None
-        try:
-            yield backups
-        except BaseException as failure:  # noqa: BLE001 - raised below as it came: the group would wrap it
-            failed = failure
-        finally:
-            if housekeeping is not None:
-                housekeeping.cancel()
-            backups.stop()
+    with contextlib.ExitStack() as afterwards:
+        async with asyncio.TaskGroup() as jobs:
+            backups = Backups(catalogue, settings, jobs)
+            afterwards.callback(backups.shelf.close)
+            housekeeping = jobs.create_task(backups.hourly(), name="backups hourly") if hourly else None
+            try:
+                yield backups
+            except BaseException as failure:  # noqa: BLE001 - raised below as it came: the group would wrap it
+                failed = failure
+            finally:
+                if housekeeping is not None:
+                    housekeeping.cancel()
+                backups.stop()
     if failed is not None:
         raise failed

@@ -43,7 +43,13 @@ class Shelf:
         self._store = catalogue
         self._settings = settings
         self.files = Files(settings.directory)
-        self.offsite = None if settings.offsite is None else Offsite(self.files, settings.offsite)
+        self.offsite = (
+            None if settings.offsite is None else Offsite(self.files, settings.offsite, settings.offsite_within_s)
+        )
+
+    def close(self) -> None:
+        if self.offsite is not None:
+            self.offsite.close()
 
     @property
     def policy(self) -> Policy:
@@ -109,7 +115,7 @@ class Shelf:
         """A file that is gone or changed is no backup. It is read again only when its stamp is another."""
         if self.files.stamp(backup) != backup.stamp and backup.artifact != "artifact_invalid":
             await self.whole(backup)
-        if self.offsite is not None and backup.offsite == "complete" and not await self._is_offsite(backup):
+        if self.offsite is not None and backup.offsite == "complete" and await self.offsite.holds(backup) is False:
             await store.copied(self._store, backup.id, "The offsite copy is gone or was changed.")
 
     async def whole(self, backup: Backup) -> bool:
@@ -171,17 +177,13 @@ class Shelf:
 
     async def _copy_again(self, backup: Backup) -> None:
         """What the second place lacks, from the first; and the other way round."""
-        there = await self._is_offsite(backup)
-        if self.offsite is None or there == (backup.artifact != "artifact_invalid"):
+        if self.offsite is None:
+            return
+        there = await self.offsite.holds(backup) if backup.offsite == "complete" else False
+        if there is None or there == (backup.artifact != "artifact_invalid"):
             return
         if await self.whole(backup) and not there:
             await self.copy_offsite(backup, size=backup.size_bytes or 0, sha256=backup.checksum_sha256 or "")
-
-    async def _is_offsite(self, backup: Backup) -> bool:
-        if self.offsite is None or backup.offsite != "complete":
-            return False
-        # In a thread: the second place may be a network's.
-        return await asyncio.to_thread(self.offsite.holds, backup)
 
     async def due(self) -> list[Project]:
         """Active projects without a fresh verified backup, the longest without first."""

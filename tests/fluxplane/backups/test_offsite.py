@@ -2,14 +2,18 @@
 
 import asyncio
 import dataclasses
+import fcntl
 import hashlib
 import stat
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from fluxplane import catalogue, doctor
+from fluxplane.backups.offsite import copy
+from fluxplane.backups.programs import BackupFailed, Unable
 from tests.fluxplane.backups.conftest import V2, base, made, newest
 from tests.fluxplane.conftest import serving
 
@@ -162,3 +166,47 @@ async def test_retention_removes_the_copy_too(offsite):
                 await asyncio.sleep(0.05)
     assert list(place.glob("*/*")) == [at(place, new)]
     assert not Path(old["primaryArtifactAbsolutePath"]).exists()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_copy_that_takes_too_long_is_given_up(offsite, strict):
+    settings, token, place = offsite
+    bounds = dataclasses.replace(settings.backups, offsite_strict=strict, offsite_within_s=0)
+    async with serving(dataclasses.replace(settings, backups=bounds), token) as plane:
+        for _ in range(2):  # none holds up the next
+            answer = await plane.post(base(V2))
+            found = await newest(plane, V2)
+            if strict:
+                assert (answer.status, found["status"]) == (500, "failed")
+                assert "was not done within 0 s" in answer.body["error"]
+            else:
+                assert (answer.status, found["status"], found["offsiteStatus"]) == (200, "complete", "failed")
+                assert "was not done within 0 s" in found["offsiteError"]
+    assert list(place.glob("*/*")) == []
+
+
+def test_who_comes_too_late_to_copy_leaves_the_finished_file_alone(tmp_path, monkeypatch):
+    """Between its opening of the file and its lock another one is done: what it holds has another name now."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    partial = tmp_path / "target.partial"
+    source.write_bytes(b"other")
+    partial.write_bytes(b"finished")
+    flock = fcntl.flock
+
+    def after_the_others_rename(*lock):
+        partial.rename(target)
+        flock(*lock)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_others_rename)
+    with pytest.raises(Unable):
+        copy(source, target, (5, hashlib.sha256(b"other").hexdigest()), threading.Event())
+    assert target.read_bytes() == b"finished"
+
+
+def test_a_copy_that_was_left_ends_without_a_trace(tmp_path):
+    source, target, left = tmp_path / "source", tmp_path / "target", threading.Event()
+    source.write_bytes(b"whole")
+    left.set()
+    with pytest.raises(BackupFailed):
+        copy(source, target, (5, hashlib.sha256(b"whole").hexdigest()), left)
+    assert list(tmp_path.iterdir()) == [source]
