@@ -194,8 +194,8 @@ class Backups:
 
     async def _verify(self, run: Run) -> None:
         run.phase, run.written = "reading", run.backup.size_bytes or 0
-        if not await self.shelf.whole(run.backup):
-            raise BackupFailed("The backup's file is not what was written: its size or checksum differs.")
+        if (wrong := await self.shelf.whole(run.backup)) is not None:
+            raise BackupFailed(wrong)
         held = run.backup.held()
         assert held is not None, "a complete backup has a manifest"
         self.shelf.files.room(run.project.id)

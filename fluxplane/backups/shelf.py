@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime as dt
 import logging
 import uuid
+import weakref
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +24,7 @@ from fluxplane.backups.dump import digest
 from fluxplane.backups.files import Files
 from fluxplane.backups.freshness import Policy
 from fluxplane.backups.offsite import Offsite
-from fluxplane.backups.programs import BackupFailed
+from fluxplane.backups.programs import BackupFailed, Unable
 from fluxplane.backups.store import Backup
 from fluxplane.catalogue import Catalogue
 from fluxplane.policy import Refusal
@@ -42,6 +44,7 @@ class Shelf:
     def __init__(self, catalogue: Catalogue, settings: BackupSettings) -> None:
         self._store = catalogue
         self._settings = settings
+        self._looked_at: weakref.WeakValueDictionary[uuid.UUID, asyncio.Lock] = weakref.WeakValueDictionary()
         self.files = Files(settings.directory)
         self.offsite = (
             None if settings.offsite is None else Offsite(self.files, settings.offsite, settings.offsite_within_s)
@@ -74,8 +77,12 @@ class Shelf:
         raise Refusal(404, "Backup not found")
 
     def shown(self, backup: Backup) -> wire.Backup:
-        present = self.files.stamp(backup) is not None
-        return backup.on_the_wire(str(self.files.root), present=present)
+        """As the wire has it; what was seen of another file than is there now proves nothing, until somebody looks."""
+        stamp = self.files.stamp(backup)
+        if backup.artifact == "artifact_valid" and stamp != backup.stamp:
+            restore = "pending" if backup.restore == "restore_verified" else backup.restore
+            backup = dataclasses.replace(backup, artifact="pending", restore=restore)
+        return backup.on_the_wire(str(self.files.root), present=stamp is not None)
 
     async def now(self) -> dt.datetime:
         return await store.now(self._store)
@@ -98,7 +105,9 @@ class Shelf:
         return gate.classify(_as_json([self.shown(one) for one in await self.of(project)]))
 
     async def present(self, backup: Backup) -> bool:
-        return backup.status == "complete" and (self.files.stamp(backup) is not None or await self.whole(backup))
+        return backup.status == "complete" and (
+            self.files.stamp(backup) is not None or await self.whole(backup) is None
+        )
 
     async def busy(self, backup: Backup) -> bool:
         """Whether somebody dumps or verifies it now."""
@@ -118,15 +127,21 @@ class Shelf:
         if self.offsite is not None and backup.offsite == "complete" and await self.offsite.holds(backup) is False:
             await store.copied(self._store, backup.id, "The offsite copy is gone or was changed.")
 
-    async def whole(self, backup: Backup) -> bool:
-        """Whether the file has its size and checksum, or has them again from its offsite copy; the row is told."""
-        wrong = await self._wrong(backup)
-        if wrong is not None and self.offsite is not None and await self.offsite.bring_back(backup):
-            log.warning("backup %s of %s was brought back from its offsite copy: %s", backup.id, backup.hash, wrong)
+    async def whole(self, backup: Backup) -> str | None:
+        """Why the file has not its size and checksum, nor has them again from its offsite copy; the row is told."""
+        # One at a time: a second one would find the first one's half of a file.
+        async with self._looked_at.setdefault(backup.id, asyncio.Lock()):
             wrong = await self._wrong(backup)
-        if wrong is not None:
-            await store.invalid(self._store, backup.id, wrong)
-        return wrong is None
+            try:
+                if wrong is not None and self.offsite is not None and await self.offsite.bring_back(backup):
+                    log.warning("backup %s of %s came back from its offsite copy: %s", backup.id, backup.hash, wrong)
+                    wrong = await self._wrong(backup)
+            except Unable as unknown:
+                # Another plane may be at it: what the row says is decided when somebody knows.
+                return f"{wrong} {unknown}"
+            if wrong is not None:
+                await store.invalid(self._store, backup.id, wrong)
+            return wrong
 
     async def _wrong(self, backup: Backup) -> str | None:
         stamp = self.files.stamp(backup)
@@ -182,7 +197,7 @@ class Shelf:
         there = await self.offsite.holds(backup) if backup.offsite == "complete" else False
         if there is None or there == (backup.artifact != "artifact_invalid"):
             return
-        if await self.whole(backup) and not there:
+        if await self.whole(backup) is None and not there:
             await self.copy_offsite(backup, size=backup.size_bytes or 0, sha256=backup.checksum_sha256 or "")
 
     async def due(self) -> list[Project]:

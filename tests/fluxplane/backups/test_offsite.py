@@ -1,9 +1,11 @@
 """The second place: a backup's copy is whole or not there, comes back when it is needed, and goes with its backup."""
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import os
 import stat
 import threading
 import uuid
@@ -83,11 +85,62 @@ async def test_a_file_that_is_lost_comes_back_and_stays_verified(offsite, harm):
         path.unlink() if harm == "removed" else path.write_bytes(bytes(reversed(data)))
         found = await newest(plane, V2)
         assert path.read_bytes() == data
-    assert (found["artifactValidationStatus"], found["restoreVerificationStatus"], found["localArtifactStatus"]) == (
-        "artifact_valid",
-        "restore_verified",
-        "present",
+    assert states(found) == ("artifact_valid", "restore_verified", "present")
+
+
+@contextlib.contextmanager
+def hanging(file: Path):
+    """The file as one whose disk does not answer, until what is in it is `written` to it."""
+    file.unlink()
+    os.mkfifo(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))  # who waits for it goes on
+
+
+async def written(file: Path, data: bytes) -> None:
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(file.write_bytes, data)
+
+
+async def begun(path: Path) -> None:
+    """Somebody brings the file back."""
+    async with asyncio.timeout(10):
+        while not path.with_name(path.name + ".partial").exists():
+            await asyncio.sleep(0.02)
+
+
+def states(backup: dict) -> tuple[str, str, str]:
+    return (
+        backup["artifactValidationStatus"],
+        backup["restoreVerificationStatus"],
+        backup["localArtifactStatus"],
     )
+
+
+async def test_a_file_that_comes_back_stays_verified_however_many_look(offsite):
+    """In one plane the second look waits for the first; another plane says that nobody knows yet."""
+    settings, token, place = offsite
+    async with serving(settings, token) as plane, serving(settings, token) as replica:
+        backup = await made(plane, V2)
+        await set_(settings, VERIFIED, backup)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        data = path.read_bytes()
+        with hanging(at(place, backup)):
+            path.unlink()
+            async with asyncio.TaskGroup() as looks:
+                first = looks.create_task(newest(plane, V2))
+                await begun(path)
+                second = looks.create_task(newest(plane, V2))
+                assert states(await newest(replica, V2)) == ("pending", "pending", "missing")
+                answer = await replica.post(f"{base(V2)}/{backup['id']}/verify")
+                assert answer.status == 404
+                await written(at(place, backup), data)
+        for found in (first.result(), second.result(), await newest(replica, V2)):
+            assert states(found) == ("artifact_valid", "restore_verified", "present")
+    assert path.read_bytes() == data
 
 
 async def test_a_copy_that_was_changed_does_not_come_back(offsite):
