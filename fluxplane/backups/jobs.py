@@ -74,7 +74,7 @@ class Backups:
         self._settings = settings
         self._jobs = jobs
         self._unfinished: set[asyncio.Task[str | None]] = set()
-        self.shelf = Shelf(catalogue, settings.backups)
+        self.shelf = Shelf(catalogue, settings.backups, jobs)
 
     # --------------------------------------------------------------- beginning
 
@@ -120,6 +120,7 @@ class Backups:
         return Job(run.backup, task)
 
     def stop(self) -> None:
+        self.shelf.stop()
         for task in self._unfinished:
             task.cancel()
 

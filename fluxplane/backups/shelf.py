@@ -26,7 +26,7 @@ from fluxplane.backups.freshness import Policy
 from fluxplane.backups.offsite import Offsite
 from fluxplane.backups.programs import BackupFailed, Unable
 from fluxplane.backups.store import Backup
-from fluxplane.catalogue import Catalogue
+from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
 from fluxplane.policy import Refusal
 from fluxplane.registry import Project
 from fluxplane.settings import BackupSettings
@@ -36,19 +36,27 @@ log = logging.getLogger(__name__)
 
 # As many of a project's newest ones are held against the disk at each list (contract §7).
 RECONCILED: Final = 20
+# A large file takes minutes to read or to bring back; a client waits for a list half a minute at most.
+LOOKED_WITHIN_S: Final = 5.0
 
 
 class Shelf:
     """All backups of one catalogue, and their files."""
 
-    def __init__(self, catalogue: Catalogue, settings: BackupSettings) -> None:
+    def __init__(self, catalogue: Catalogue, settings: BackupSettings, jobs: asyncio.TaskGroup) -> None:
         self._store = catalogue
         self._settings = settings
+        self._jobs = jobs
+        self._looks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._looked_at: weakref.WeakValueDictionary[uuid.UUID, asyncio.Lock] = weakref.WeakValueDictionary()
         self.files = Files(settings.directory)
         self.offsite = (
             None if settings.offsite is None else Offsite(self.files, settings.offsite, settings.offsite_within_s)
         )
+
+    def stop(self) -> None:
+        for look in self._looks.values():
+            look.cancel()
 
     def close(self) -> None:
         if self.offsite is not None:
@@ -60,10 +68,14 @@ class Shelf:
         return Policy(bounds.interval_days, bounds.retention_count, bounds.retention_days)
 
     async def of(self, project: Project) -> list[Backup]:
-        """Newest first, held against the disk and against who still lives."""
+        """
+        Newest first, held against the disk and against who still lives.
+
+        A look that takes longer than `LOOKED_WITHIN_S` goes on, for the next one who asks; `shown` claims nothing of
+        what it has not come to.
+        """
         await self.bury()
-        for backup in [one for one in await self._rows(project) if one.status == "complete"][:RECONCILED]:
-            await self.reconcile(backup)
+        await asyncio.wait([self._looking(project)], timeout=LOOKED_WITHIN_S)
         return await self._rows(project)
 
     async def get(self, project: Project, text: str) -> Backup:
@@ -119,6 +131,22 @@ class Shelf:
         return await store.of_project(self._store, project.id)
 
     # ------------------------------------------------------------ housekeeping
+
+    def _looking(self, project: Project) -> asyncio.Task[None]:
+        """One look at a project's files at a time; it outlives who asked."""
+        if (look := self._looks.get(project.id)) is None:
+            look = self._looks[project.id] = self._jobs.create_task(self._look(project), name=f"look {project.hash}")
+            look.add_done_callback(lambda _: self._looks.pop(project.id))
+        return look
+
+    async def _look(self, project: Project) -> None:
+        try:
+            for backup in [one for one in await self._rows(project) if one.status == "complete"][:RECONCILED]:
+                await self.reconcile(backup)
+        except DatabaseFailure as failure:
+            log.warning("the look at the backups of %s: %s", project.hash, describe(failure))
+        except Exception:
+            log.exception("the look at the backups of %s", project.hash)
 
     async def reconcile(self, backup: Backup) -> None:
         """A file that is gone or changed is no backup. It is read again only when its stamp is another."""

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from fluxplane import catalogue, doctor
+from fluxplane.backups import shelf
 from fluxplane.backups.offsite import copy
 from fluxplane.backups.programs import BackupFailed, Unable
-from tests.fluxplane.backups.conftest import V2, base, made, newest
+from tests.fluxplane.backups.conftest import V1, V2, base, made, newest
 from tests.fluxplane.conftest import serving
 
 
@@ -120,9 +121,10 @@ def states(backup: dict) -> tuple[str, str, str]:
     )
 
 
-async def test_a_file_that_comes_back_stays_verified_however_many_look(offsite):
-    """In one plane the second look waits for the first; another plane says that nobody knows yet."""
+async def test_a_file_that_comes_back_stays_verified_however_many_look(offsite, monkeypatch):
+    """In one plane whoever wants it waits for the first look; another plane says that nobody knows yet."""
     settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 30)
     async with serving(settings, token) as plane, serving(settings, token) as replica:
         backup = await made(plane, V2)
         await set_(settings, VERIFIED, backup)
@@ -134,13 +136,53 @@ async def test_a_file_that_comes_back_stays_verified_however_many_look(offsite):
                 first = looks.create_task(newest(plane, V2))
                 await begun(path)
                 second = looks.create_task(newest(plane, V2))
+                verified = looks.create_task(plane.post(f"{base(V2)}/{backup['id']}/verify"))
                 assert states(await newest(replica, V2)) == ("pending", "pending", "missing")
                 answer = await replica.post(f"{base(V2)}/{backup['id']}/verify")
                 assert answer.status == 404
                 await written(at(place, backup), data)
+        assert verified.result().status == 200
         for found in (first.result(), second.result(), await newest(replica, V2)):
             assert states(found) == ("artifact_valid", "restore_verified", "present")
     assert path.read_bytes() == data
+
+
+async def test_a_list_and_the_gate_answer_while_a_file_comes_back(offsite, monkeypatch):
+    settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 0.1)
+    restore = f"/api/cli/v1/projects/{V1}/restores"
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V1)
+        await set_(settings, VERIFIED, backup)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        data = path.read_bytes()
+        with hanging(at(place, backup)):
+            path.unlink()
+            assert states(await newest(plane, V1)) == ("pending", "pending", "missing")
+            refused = await plane.post(restore, json={"acknowledged": True})
+            assert (refused.status, refused.body["code"]) == (412, "artifact_pending")
+            await written(at(place, backup), data)
+            async with asyncio.timeout(10):
+                while states(await newest(plane, V1)) != ("artifact_valid", "restore_verified", "present"):
+                    await asyncio.sleep(0.05)
+        assert (await plane.post(restore, json={"acknowledged": True})).status == 200
+
+
+async def test_a_plane_stops_although_its_second_place_hangs(offsite, monkeypatch):
+    settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 0.1)
+    async with contextlib.AsyncExitStack() as stack:
+        plane = await stack.enter_async_context(serving(settings, token))
+        backup = await made(plane, V2)
+        with hanging(at(place, backup)):
+            Path(backup["primaryArtifactAbsolutePath"]).unlink()
+            await newest(plane, V2)
+            async with asyncio.timeout(5):
+                await stack.aclose()
+        async with asyncio.timeout(5):
+            while any(thread.name.startswith("offsite") for thread in threading.enumerate()):
+                await asyncio.sleep(0.02)
+    assert list(settings.backups.directory.glob("*/*")) == []
 
 
 async def test_a_copy_that_was_changed_does_not_come_back(offsite):
