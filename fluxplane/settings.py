@@ -65,6 +65,7 @@ class BackupSettings:
     # Where each file is copied to as well; `offsite_strict`: a backup that could not be copied there has failed.
     offsite: Path | None = None
     offsite_strict: bool = False
+    offsite_within_s: int = 3600
     # Every hour one project whose newest verified backup is missing or stale is backed up and verified.
     scheduled: bool = False
 
@@ -274,6 +275,7 @@ def _backups(environ: Mapping[str, str]) -> BackupSettings:
         directory=directory,
         offsite=offsite,
         offsite_strict=is_true(environ.get("FLUXPLANE_BACKUPS_OFFSITE_STRICT")),
+        offsite_within_s=_number(environ, "FLUXPLANE_BACKUP_OFFSITE_WITHIN_S", default.offsite_within_s),
         interval_days=_number(environ, "FLUX_MIN_BACKUP_INTERVAL_DAYS", default.interval_days),
         retention_count=_number(environ, "FLUX_MIN_BACKUP_RETENTION_COUNT", default.retention_count),
         retention_days=_number(environ, "FLUX_MIN_BACKUP_RETENTION_DAYS", default.retention_days),

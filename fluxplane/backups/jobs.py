@@ -74,7 +74,7 @@ class Backups:
         self._settings = settings
         self._jobs = jobs
         self._unfinished: set[asyncio.Task[str | None]] = set()
-        self.shelf = Shelf(catalogue, settings.backups)
+        self.shelf = Shelf(catalogue, settings.backups, jobs)
 
     # --------------------------------------------------------------- beginning
 
@@ -120,6 +120,7 @@ class Backups:
         return Job(run.backup, task)
 
     def stop(self) -> None:
+        self.shelf.stop()
         for task in self._unfinished:
             task.cancel()
 
@@ -194,8 +195,8 @@ class Backups:
 
     async def _verify(self, run: Run) -> None:
         run.phase, run.written = "reading", run.backup.size_bytes or 0
-        if not await self.shelf.whole(run.backup):
-            raise BackupFailed("The backup's file is not what was written: its size or checksum differs.")
+        if (wrong := await self.shelf.whole(run.backup)) is not None:
+            raise BackupFailed(wrong)
         held = run.backup.held()
         assert held is not None, "a complete backup has a manifest"
         self.shelf.files.room(run.project.id)
@@ -247,16 +248,18 @@ class Backups:
 async def running(catalogue: Catalogue, settings: Settings, *, hourly: bool = True) -> AsyncIterator[Backups]:
     """The backups of a plane; a serving one looks after them *hourly*. Leaving the block ends what runs, as failed."""
     failed: BaseException | None = None
-    async with asyncio.TaskGroup() as jobs:
-        backups = Backups(catalogue, settings, jobs)
-        housekeeping = jobs.create_task(backups.hourly(), name="backups hourly") if hourly else None
-        try:
-            yield backups
-        except BaseException as failure:  # noqa: BLE001 - raised below as it came: the group would wrap it
-            failed = failure
-        finally:
-            if housekeeping is not None:
-                housekeeping.cancel()
-            backups.stop()
+    with contextlib.ExitStack() as afterwards:
+        async with asyncio.TaskGroup() as jobs:
+            backups = Backups(catalogue, settings, jobs)
+            afterwards.callback(backups.shelf.close)
+            housekeeping = jobs.create_task(backups.hourly(), name="backups hourly") if hourly else None
+            try:
+                yield backups
+            except BaseException as failure:  # noqa: BLE001 - raised below as it came: the group would wrap it
+                failed = failure
+            finally:
+                if housekeeping is not None:
+                    housekeeping.cancel()
+                backups.stop()
     if failed is not None:
         raise failed

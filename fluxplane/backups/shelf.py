@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime as dt
 import logging
 import uuid
+import weakref
 from typing import Any, Final
 
 import msgspec
@@ -22,9 +24,9 @@ from fluxplane.backups.dump import digest
 from fluxplane.backups.files import Files
 from fluxplane.backups.freshness import Policy
 from fluxplane.backups.offsite import Offsite
-from fluxplane.backups.programs import BackupFailed
+from fluxplane.backups.programs import BackupFailed, Unable
 from fluxplane.backups.store import Backup
-from fluxplane.catalogue import Catalogue
+from fluxplane.catalogue import Catalogue, DatabaseFailure, describe
 from fluxplane.policy import Refusal
 from fluxplane.registry import Project
 from fluxplane.settings import BackupSettings
@@ -34,16 +36,31 @@ log = logging.getLogger(__name__)
 
 # As many of a project's newest ones are held against the disk at each list (contract §7).
 RECONCILED: Final = 20
+# A large file takes minutes to read or to bring back; a client waits for a list half a minute at most.
+LOOKED_WITHIN_S: Final = 5.0
 
 
 class Shelf:
     """All backups of one catalogue, and their files."""
 
-    def __init__(self, catalogue: Catalogue, settings: BackupSettings) -> None:
+    def __init__(self, catalogue: Catalogue, settings: BackupSettings, jobs: asyncio.TaskGroup) -> None:
         self._store = catalogue
         self._settings = settings
+        self._jobs = jobs
+        self._looks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._looked_at: weakref.WeakValueDictionary[uuid.UUID, asyncio.Lock] = weakref.WeakValueDictionary()
         self.files = Files(settings.directory)
-        self.offsite = None if settings.offsite is None else Offsite(self.files, settings.offsite)
+        self.offsite = (
+            None if settings.offsite is None else Offsite(self.files, settings.offsite, settings.offsite_within_s)
+        )
+
+    def stop(self) -> None:
+        for look in self._looks.values():
+            look.cancel()
+
+    def close(self) -> None:
+        if self.offsite is not None:
+            self.offsite.close()
 
     @property
     def policy(self) -> Policy:
@@ -51,10 +68,14 @@ class Shelf:
         return Policy(bounds.interval_days, bounds.retention_count, bounds.retention_days)
 
     async def of(self, project: Project) -> list[Backup]:
-        """Newest first, held against the disk and against who still lives."""
+        """
+        Newest first, held against the disk and against who still lives.
+
+        A look that takes longer than `LOOKED_WITHIN_S` goes on, for the next one who asks; `shown` claims nothing of
+        what it has not come to.
+        """
         await self.bury()
-        for backup in [one for one in await self._rows(project) if one.status == "complete"][:RECONCILED]:
-            await self.reconcile(backup)
+        await asyncio.wait([self._looking(project)], timeout=LOOKED_WITHIN_S)
         return await self._rows(project)
 
     async def get(self, project: Project, text: str) -> Backup:
@@ -68,8 +89,12 @@ class Shelf:
         raise Refusal(404, "Backup not found")
 
     def shown(self, backup: Backup) -> wire.Backup:
-        present = self.files.stamp(backup) is not None
-        return backup.on_the_wire(str(self.files.root), present=present)
+        """As the wire has it; what was seen of another file than is there now proves nothing, until somebody looks."""
+        stamp = self.files.stamp(backup)
+        if backup.artifact == "artifact_valid" and stamp != backup.stamp:
+            restore = "pending" if backup.restore == "restore_verified" else backup.restore
+            backup = dataclasses.replace(backup, artifact="pending", restore=restore)
+        return backup.on_the_wire(str(self.files.root), present=stamp is not None)
 
     async def now(self) -> dt.datetime:
         return await store.now(self._store)
@@ -92,7 +117,9 @@ class Shelf:
         return gate.classify(_as_json([self.shown(one) for one in await self.of(project)]))
 
     async def present(self, backup: Backup) -> bool:
-        return backup.status == "complete" and (self.files.stamp(backup) is not None or await self.whole(backup))
+        return backup.status == "complete" and (
+            self.files.stamp(backup) is not None or await self.whole(backup) is None
+        )
 
     async def busy(self, backup: Backup) -> bool:
         """Whether somebody dumps or verifies it now."""
@@ -105,22 +132,44 @@ class Shelf:
 
     # ------------------------------------------------------------ housekeeping
 
+    def _looking(self, project: Project) -> asyncio.Task[None]:
+        """One look at a project's files at a time; it outlives who asked."""
+        if (look := self._looks.get(project.id)) is None:
+            look = self._looks[project.id] = self._jobs.create_task(self._look(project), name=f"look {project.hash}")
+            look.add_done_callback(lambda _: self._looks.pop(project.id))
+        return look
+
+    async def _look(self, project: Project) -> None:
+        try:
+            for backup in [one for one in await self._rows(project) if one.status == "complete"][:RECONCILED]:
+                await self.reconcile(backup)
+        except DatabaseFailure as failure:
+            log.warning("the look at the backups of %s: %s", project.hash, describe(failure))
+        except Exception:
+            log.exception("the look at the backups of %s", project.hash)
+
     async def reconcile(self, backup: Backup) -> None:
         """A file that is gone or changed is no backup. It is read again only when its stamp is another."""
         if self.files.stamp(backup) != backup.stamp and backup.artifact != "artifact_invalid":
             await self.whole(backup)
-        if self.offsite is not None and backup.offsite == "complete" and not await self._is_offsite(backup):
+        if self.offsite is not None and backup.offsite == "complete" and await self.offsite.holds(backup) is False:
             await store.copied(self._store, backup.id, "The offsite copy is gone or was changed.")
 
-    async def whole(self, backup: Backup) -> bool:
-        """Whether the file has its size and checksum, or has them again from its offsite copy; the row is told."""
-        wrong = await self._wrong(backup)
-        if wrong is not None and self.offsite is not None and await self.offsite.bring_back(backup):
-            log.warning("backup %s of %s was brought back from its offsite copy: %s", backup.id, backup.hash, wrong)
+    async def whole(self, backup: Backup) -> str | None:
+        """Why the file has not its size and checksum, nor has them again from its offsite copy; the row is told."""
+        # One at a time: a second one would find the first one's half of a file.
+        async with self._looked_at.setdefault(backup.id, asyncio.Lock()):
             wrong = await self._wrong(backup)
-        if wrong is not None:
-            await store.invalid(self._store, backup.id, wrong)
-        return wrong is None
+            try:
+                if wrong is not None and self.offsite is not None and await self.offsite.bring_back(backup):
+                    log.warning("backup %s of %s came back from its offsite copy: %s", backup.id, backup.hash, wrong)
+                    wrong = await self._wrong(backup)
+            except Unable as unknown:
+                # Another plane may be at it: what the row says is decided when somebody knows.
+                return f"{wrong} {unknown}"
+            if wrong is not None:
+                await store.invalid(self._store, backup.id, wrong)
+            return wrong
 
     async def _wrong(self, backup: Backup) -> str | None:
         stamp = self.files.stamp(backup)
@@ -171,17 +220,13 @@ class Shelf:
 
     async def _copy_again(self, backup: Backup) -> None:
         """What the second place lacks, from the first; and the other way round."""
-        there = await self._is_offsite(backup)
-        if self.offsite is None or there == (backup.artifact != "artifact_invalid"):
+        if self.offsite is None:
             return
-        if await self.whole(backup) and not there:
+        there = await self.offsite.holds(backup) if backup.offsite == "complete" else False
+        if there is None or there == (backup.artifact != "artifact_invalid"):
+            return
+        if await self.whole(backup) is None and not there:
             await self.copy_offsite(backup, size=backup.size_bytes or 0, sha256=backup.checksum_sha256 or "")
-
-    async def _is_offsite(self, backup: Backup) -> bool:
-        if self.offsite is None or backup.offsite != "complete":
-            return False
-        # In a thread: the second place may be a network's.
-        return await asyncio.to_thread(self.offsite.holds, backup)
 
     async def due(self) -> list[Project]:
         """Active projects without a fresh verified backup, the longest without first."""

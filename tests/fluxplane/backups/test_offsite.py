@@ -1,16 +1,23 @@
 """The second place: a backup's copy is whole or not there, comes back when it is needed, and goes with its backup."""
 
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import os
 import stat
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from fluxplane import catalogue, doctor
-from tests.fluxplane.backups.conftest import V2, base, made, newest
+from fluxplane.backups import shelf
+from fluxplane.backups.offsite import copy
+from fluxplane.backups.programs import BackupFailed, Unable
+from tests.fluxplane.backups.conftest import V1, V2, base, made, newest
 from tests.fluxplane.conftest import serving
 
 
@@ -79,11 +86,103 @@ async def test_a_file_that_is_lost_comes_back_and_stays_verified(offsite, harm):
         path.unlink() if harm == "removed" else path.write_bytes(bytes(reversed(data)))
         found = await newest(plane, V2)
         assert path.read_bytes() == data
-    assert (found["artifactValidationStatus"], found["restoreVerificationStatus"], found["localArtifactStatus"]) == (
-        "artifact_valid",
-        "restore_verified",
-        "present",
+    assert states(found) == ("artifact_valid", "restore_verified", "present")
+
+
+@contextlib.contextmanager
+def hanging(file: Path):
+    """The file as one whose disk does not answer, until what is in it is `written` to it."""
+    file.unlink()
+    os.mkfifo(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))  # who waits for it goes on
+
+
+async def written(file: Path, data: bytes) -> None:
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(file.write_bytes, data)
+
+
+async def begun(path: Path) -> None:
+    """Somebody brings the file back."""
+    async with asyncio.timeout(10):
+        while not path.with_name(path.name + ".partial").exists():
+            await asyncio.sleep(0.02)
+
+
+def states(backup: dict) -> tuple[str, str, str]:
+    return (
+        backup["artifactValidationStatus"],
+        backup["restoreVerificationStatus"],
+        backup["localArtifactStatus"],
     )
+
+
+async def test_a_file_that_comes_back_stays_verified_however_many_look(offsite, monkeypatch):
+    """In one plane whoever wants it waits for the first look; another plane says that nobody knows yet."""
+    settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 30)
+    async with serving(settings, token) as plane, serving(settings, token) as replica:
+        backup = await made(plane, V2)
+        await set_(settings, VERIFIED, backup)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        data = path.read_bytes()
+        with hanging(at(place, backup)):
+            path.unlink()
+            async with asyncio.TaskGroup() as looks:
+                first = looks.create_task(newest(plane, V2))
+                await begun(path)
+                second = looks.create_task(newest(plane, V2))
+                verified = looks.create_task(plane.post(f"{base(V2)}/{backup['id']}/verify"))
+                assert states(await newest(replica, V2)) == ("pending", "pending", "missing")
+                answer = await replica.post(f"{base(V2)}/{backup['id']}/verify")
+                assert answer.status == 404
+                await written(at(place, backup), data)
+        assert verified.result().status == 200
+        for found in (first.result(), second.result(), await newest(replica, V2)):
+            assert states(found) == ("artifact_valid", "restore_verified", "present")
+    assert path.read_bytes() == data
+
+
+async def test_a_list_and_the_gate_answer_while_a_file_comes_back(offsite, monkeypatch):
+    settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 0.1)
+    restore = f"/api/cli/v1/projects/{V1}/restores"
+    async with serving(settings, token) as plane:
+        backup = await made(plane, V1)
+        await set_(settings, VERIFIED, backup)
+        path = Path(backup["primaryArtifactAbsolutePath"])
+        data = path.read_bytes()
+        with hanging(at(place, backup)):
+            path.unlink()
+            assert states(await newest(plane, V1)) == ("pending", "pending", "missing")
+            refused = await plane.post(restore, json={"acknowledged": True})
+            assert (refused.status, refused.body["code"]) == (412, "artifact_pending")
+            await written(at(place, backup), data)
+            async with asyncio.timeout(10):
+                while states(await newest(plane, V1)) != ("artifact_valid", "restore_verified", "present"):
+                    await asyncio.sleep(0.05)
+        assert (await plane.post(restore, json={"acknowledged": True})).status == 200
+
+
+async def test_a_plane_stops_although_its_second_place_hangs(offsite, monkeypatch):
+    settings, token, place = offsite
+    monkeypatch.setattr(shelf, "LOOKED_WITHIN_S", 0.1)
+    async with contextlib.AsyncExitStack() as stack:
+        plane = await stack.enter_async_context(serving(settings, token))
+        backup = await made(plane, V2)
+        with hanging(at(place, backup)):
+            Path(backup["primaryArtifactAbsolutePath"]).unlink()
+            await newest(plane, V2)
+            async with asyncio.timeout(5):
+                await stack.aclose()
+        async with asyncio.timeout(5):
+            while any(thread.name.startswith("offsite") for thread in threading.enumerate()):
+                await asyncio.sleep(0.02)
+    assert list(settings.backups.directory.glob("*/*")) == []
 
 
 async def test_a_copy_that_was_changed_does_not_come_back(offsite):
@@ -162,3 +261,47 @@ async def test_retention_removes_the_copy_too(offsite):
                 await asyncio.sleep(0.05)
     assert list(place.glob("*/*")) == [at(place, new)]
     assert not Path(old["primaryArtifactAbsolutePath"]).exists()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_copy_that_takes_too_long_is_given_up(offsite, strict):
+    settings, token, place = offsite
+    bounds = dataclasses.replace(settings.backups, offsite_strict=strict, offsite_within_s=0)
+    async with serving(dataclasses.replace(settings, backups=bounds), token) as plane:
+        for _ in range(2):  # none holds up the next
+            answer = await plane.post(base(V2))
+            found = await newest(plane, V2)
+            if strict:
+                assert (answer.status, found["status"]) == (500, "failed")
+                assert "was not done within 0 s" in answer.body["error"]
+            else:
+                assert (answer.status, found["status"], found["offsiteStatus"]) == (200, "complete", "failed")
+                assert "was not done within 0 s" in found["offsiteError"]
+    assert list(place.glob("*/*")) == []
+
+
+def test_who_comes_too_late_to_copy_leaves_the_finished_file_alone(tmp_path, monkeypatch):
+    """Between its opening of the file and its lock another one is done: what it holds has another name now."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    partial = tmp_path / "target.partial"
+    source.write_bytes(b"other")
+    partial.write_bytes(b"finished")
+    flock = fcntl.flock
+
+    def after_the_others_rename(*lock):
+        partial.rename(target)
+        flock(*lock)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_others_rename)
+    with pytest.raises(Unable):
+        copy(source, target, (5, hashlib.sha256(b"other").hexdigest()), threading.Event())
+    assert target.read_bytes() == b"finished"
+
+
+def test_a_copy_that_was_left_ends_without_a_trace(tmp_path):
+    source, target, left = tmp_path / "source", tmp_path / "target", threading.Event()
+    source.write_bytes(b"whole")
+    left.set()
+    with pytest.raises(BackupFailed):
+        copy(source, target, (5, hashlib.sha256(b"whole").hexdigest()), left)
+    assert list(tmp_path.iterdir()) == [source]
