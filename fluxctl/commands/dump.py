@@ -45,7 +45,7 @@ def dump(arguments: Arguments) -> int:
     _refuse_half(plan, arguments)
     hold.stop_on_signals()
     # A slug: what a control plane calls a project must not choose a place on this disk.
-    path = arguments.output or project.slugified(plan["projectName"]) + SUFFIXES[form]
+    path = project.slugified(plan["projectName"]) + SUFFIXES[form] if arguments.output is None else arguments.output
     body: Any = {
         **opening.open_body(arguments, chosen, hold=True, credential="new"),
         "reason": arguments.reason or REASON,
@@ -172,6 +172,7 @@ def _holds(schema: str | None, *, schema_only: bool) -> str:
 # ---------------------------------------------------------------------- flux dump
 
 _WORDS = {"schema_only": "schemaOnly", "data_only": "dataOnly", "clean": "clean", "public_only": "publicOnly"}
+_STDOUT = ", or leave it out: the dump then goes to stdout"
 
 
 def plain_dump(arguments: Arguments) -> int:
@@ -191,8 +192,9 @@ def plain_dump(arguments: Arguments) -> int:
         return 0
     hold.stop_on_signals()
     try:
-        with client.plain_dump(chosen.hash, asked) as stream, output.Output(arguments.output) as made, Meter() as meter:
-            _write(stream, made, meter)
+        with output.Output(arguments.output, instead=_STDOUT) as made, Meter() as meter:
+            with client.plain_dump(chosen.hash, asked) as stream:
+                _write(stream, made, meter)
             checksum = output.sha256(made.temporary, meter.reading)
             made.keep()
     except KeyboardInterrupt as stop:

@@ -412,6 +412,19 @@ def test_an_address_that_others_can_reach(refused):
 
 def test_an_output_that_cannot_be_written(refused):
     provoked("output_unusable", refused("db", "dump", *YEASTCOAST, "--output", "no/such/place"), says="no/such/place")
+    provoked("output_unusable", refused("db", "dump", *YEASTCOAST, "--output", ""), says="is a directory")
+
+
+def test_an_output_that_is_a_pipe_stays_one(refused, daemon):
+    pipe = daemon.home / "pipe"
+    os.mkfifo(pipe)
+    for words, hint in (
+        (("db", "dump"), "Give --output the name of a file."),
+        (("dump",), "Give --output the name of a file, or leave it out: the dump then goes to stdout."),
+    ):
+        done = refused(*words, *YEASTCOAST, "--output", "pipe")
+        provoked("output_unusable", done, says=f"{pipe} is a device, a pipe", hint=hint)
+        assert pipe.is_fifo()
 
 
 def test_a_database_that_the_host_cannot_reach(refused, daemon):
