@@ -228,7 +228,7 @@ def restoring_slowly(lab: Lab, daemon: Daemon) -> Iterator[subprocess.Popen]:
         yield process
 
 
-@pytest.mark.parametrize("how", ["killed", "tunnel closed", "ssh cut", "daemon killed"])
+@pytest.mark.parametrize("how", ["killed", "interrupted", "tunnel closed", "ssh cut", "daemon killed"])
 def test_a_scratch_restore_that_loses_everything_leaves_no_database(openssh_lab: Lab, daemon: Daemon, how):
     with awkward_in(openssh_lab) as link:
         before = databases(link)
@@ -236,6 +236,8 @@ def test_a_scratch_restore_that_loses_everything_leaves_no_database(openssh_lab:
             match how:
                 case "killed":
                     process.kill()
+                case "interrupted":
+                    process.send_signal(signal.SIGINT)
                 case "tunnel closed":
                     assert daemon.flux("tunnel", "close", "yeastcoast", env=openssh_lab.env).returncode == 0
                 case "ssh cut":
@@ -244,8 +246,14 @@ def test_a_scratch_restore_that_loses_everything_leaves_no_database(openssh_lab:
                     daemon.kill()
             status = process.wait(60)
             said = process.stderr.read()
-        assert status == (-signal.SIGKILL if how == "killed" else 8), said
-        assert how == "killed" or "lost its connection" in said
+        match how:
+            case "killed":
+                assert (status, said) == ENDS[signal.SIGKILL]("")
+            case "interrupted":
+                there = "unless it had just ended, there is no database scratch_1"
+                assert (status, said) == ENDS[signal.SIGINT](there)
+            case _:
+                assert (status, "lost its connection" in said) == (8, True), said
         wait_until(lambda: databases(link) == before, "the scratch database's end")
         if how == "daemon killed":  # the command started another one, to drop the database through
             pid = daemon.flux_json("status")["pid"]
