@@ -8,7 +8,9 @@ text of a v1 project that the control plane streams.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 
 from fluxctl import environment, hold, opening, options, output, pgrun, pgtools, project, screen
 from fluxctl.client import Client
@@ -118,6 +120,8 @@ def _dump_to(
         hear=_aloud if arguments.verbose else _silent,
         guard=made.guard,
     )
+    if status == -signal.SIGXFSZ:  # it may write no more, and says nothing
+        raise output.unusable(made.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
     if status:
         raise pgrun.failure("pg_dump", "dump_failed", said, hidden=held.tunnel["rls_tables"])
 

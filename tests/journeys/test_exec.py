@@ -105,12 +105,5 @@ def test_what_a_terminal_sends_to_all_is_the_programs_own_business(lab: Lab, dae
 
 def test_under_nohup_neither_we_nor_the_program_end_by_a_hangup(lab: Lab, daemon: Daemon):
     script = "kill -HUP $PPID; kill -HUP $$; kill -TERM $PPID; exec sleep 60"
-    done = subprocess.run(
-        ["nohup", command("fluxctl"), "exec", *NEIGHBOUR, "--", "sh", "-c", script],
-        env=daemon.environment | dict(lab.env),
-        cwd=daemon.home,
-        capture_output=True,
-        timeout=50,
-        check=False,
-    )
+    done = daemon.flux("exec", *NEIGHBOUR, "--", "sh", "-c", script, env=lab.env, under=["nohup"])
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
