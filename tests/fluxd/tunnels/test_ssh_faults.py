@@ -14,7 +14,6 @@ import pytest
 from fluxd.clock import Clock
 from fluxd.core.backoff import Backoff
 from fluxd.core.errors import SSHLost
-from fluxd.core.lifecycle import Event
 from fluxd.core.target import Target
 from fluxd.settings import TunnelSettings
 from fluxd.tunnels import ssh
@@ -22,7 +21,6 @@ from fluxd.tunnels.dial import Destination, Dialling
 from fluxd.tunnels.forward import Forward, bind
 from fluxd.tunnels.ssh import ANSWERS_S, Host
 from fluxd.tunnels.supervisor import TICK_S
-from fluxd.tunnels.tunnel import Tunnel
 from tests.fluxd.tunnels.rig import V1_HASH, Rig, told, until
 from tests.fluxd.tunnels.upstreams import Upstream
 from tests.furniture.faults import fault_proxy
@@ -125,19 +123,16 @@ async def test_a_client_that_waited_in_vain_is_closed_and_the_events_say_why(fau
     assert problem.hint
 
 
-async def test_a_host_that_is_lost_as_the_tunnel_comes_up_still_has_it_listening(small_rig, monkeypatch):
-    """The loss is told in the same turn of the loop: to redial ends every step that has not begun yet."""
-    feed = Tunnel.feed
-
-    def feed_and_lose(tunnel, event):
-        feed(tunnel, event)
-        if event is Event.NO_GRANT_NEEDED:
-            feed(tunnel, Event.HOST_LOST)
-
-    monkeypatch.setattr(Tunnel, "feed", feed_and_lose)
-    opened = await small_rig.open(V1_HASH)
+async def test_a_host_that_is_lost_as_the_tunnel_comes_up_still_has_it_listening(small_rig):
+    """The loss is told in the loop's next turn, before a step that coming up asked for begins: to redial ends it."""
+    opening = asyncio.create_task(small_rig.open(V1_HASH))
+    while not small_rig.up._tunnels:
+        await asyncio.sleep(0)
+    [tunnel] = small_rig.up._tunnels.values()
+    assert not tunnel.settled.done()
+    tunnel.settled.add_done_callback(lambda _: tunnel.host_lost())
     async with asyncio.timeout(5):
-        assert await small_rig.ask(opened) == "postgres"
+        assert await small_rig.ask(await opening) == "postgres"
 
 
 async def test_a_host_that_lets_us_in_and_hangs_up_at_once_is_redialled_with_growing_pauses(faulty_rig):
