@@ -39,9 +39,9 @@ def test_a_person_is_told_what_is_waited_for_until_it_ends(
         terminal.read_until(f"{said} … 2 s")
         terminal.type("\x03")
         assert terminal.end() == 130
-    ended, interrupted, _ = terminal.shown.partition("Error: Interrupted.")
-    assert interrupted, terminal.shown
-    assert ended.rstrip().endswith("\r\x1b[K"), terminal.shown
+    _, _, after = terminal.shown.partition("^C")
+    assert said not in after, after
+    assert after.endswith("\r\x1b[K\r\nError: Interrupted.\r\nHINT: Nothing was left open.\r\n"), after
 
 
 def test_a_script_is_told_nothing(daemon: Daemon) -> None:
