@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -348,6 +349,11 @@ GOALS = {
 }
 
 
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 class Scene:
     """One contender behind the proxy. `noticed` is set by a fault that had to wait for it itself."""
 
@@ -364,7 +370,7 @@ class Scene:
         path = self.home / "agent"
         path.unlink(missing_ok=True)
         self.agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
-        while not path.exists():
+        while not listens(path):  # its socket has a name before anybody listens there
             await asyncio.sleep(0.01)
         add = ["ssh-add", "-q", str(self.sshd.identity_file)]
         subprocess.run(add, env={**os.environ, "SSH_AUTH_SOCK": str(path)}, check=True)

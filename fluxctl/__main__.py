@@ -7,6 +7,7 @@ Only the module of the command that runs is loaded. Nothing here, or in what it 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -76,6 +77,8 @@ TREE: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
 }
 _OURS_ALONE = frozenset({"config", "host", "tunnel", "service"})
 _HELP = frozenset({"-h", "--help", "help"})
+# What a file says that cannot take what is printed into it.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def main() -> int:
@@ -91,14 +94,22 @@ def main() -> int:
     except KeyboardInterrupt as ended:
         return _say_interrupted(ended)
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); the interpreter must not trip over it again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has gone (`| head`).
+        _drop_stdout()
         return 141
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _drop_stdout()
+            return _say(_no_room(error))
         if os.environ.get("FLUX_DEBUG") == "1":
             raise
         return _say(_unexpected(error))
     return code
+
+
+def _drop_stdout() -> None:
+    """The interpreter must not trip over it again when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(words: Sequence[str]) -> int:
@@ -190,6 +201,14 @@ def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415 - rarely
 
     return version("flux-db-access")
+
+
+def _no_room(error: OSError) -> Problem:
+    return Problem(
+        "output_unusable",
+        f"The output cannot be written: {error.strerror}.",
+        hint="Make room where it goes, and run the command again: what was printed is not whole.",
+    )
 
 
 def _unexpected(error: Exception) -> Problem:

@@ -20,7 +20,8 @@ def run(argv: Sequence[str], variables: Mapping[str, str]) -> int:
     Run *argv* with our own stdin, stdout and stderr; answers what to exit with.
 
     Ctrl+C reaches the program as well as us, and our handler does nothing; unlike an ignored signal it isn't inherited.
-    What is sent to us alone goes on to the program, which decides; we end when it does.
+    What is sent to us alone goes on to the program, which decides; we end when it does. What we ignore (`nohup`), it
+    ignores too.
 
     Raises:
         OSError: it cannot be started.
@@ -36,7 +37,7 @@ def run(argv: Sequence[str], variables: Mapping[str, str]) -> int:
 
     handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
     handlers |= {number: lambda _number, _frame: None for number in (*_OF_THE_TERMINAL, signal.SIGCHLD)}
-    handlers |= dict.fromkeys(_PASSED_ON, pass_on)
+    handlers |= {number: pass_on for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with _Wakened() as wakened:

@@ -294,8 +294,9 @@ class Client:
         except NobodyThere:
             if not self._starts:
                 raise Problem("fluxd_not_running", "fluxd is not running.", detail=path) from None
-        from fluxctl import start  # noqa: PLC0415 - only when nobody is there
+        from fluxctl import screen, start  # noqa: PLC0415 - only when nobody is there
 
+        screen.note("fluxd is not running; starting it.")
         return start.until_it_answers(lambda: Connection(path, answer_within_s=answer_within_s))
 
     def _explained(self, problem: Problem) -> Problem:

@@ -94,13 +94,14 @@ class Held:
 
 
 def stop_on_signals() -> None:
-    """Make SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt."""
+    """Make SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt; `nohup` is heeded."""
 
     def stop(number: int, _frame: object) -> None:
         raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGHUP, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def narrate(held: Held) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from fluxctl.guard import Guard
@@ -27,24 +28,25 @@ _CHUNK = 1024 * 1024
 
 class Output:
     """
-    What becomes *path*. `temporary` is where to write until `keep`; leaving the block without `keep` removes it.
+    What becomes *path*, or the file that a link of that name leads to. `temporary` is where to write until `keep`;
+    leaving the block without `keep` removes it.
 
     With *resume*, a word that names one content, an unfinished file of that word is taken up again and stays. Without,
-    `guard` watches over it.
+    `guard` watches over it. *instead*: what else the command can do where *path* is a device or a pipe.
     """
 
-    def __init__(self, path: str, *, directory: bool = False, resume: str | None = None) -> None:
+    def __init__(self, path: str, *, directory: bool = False, resume: str | None = None, instead: str = "") -> None:
         """
         Raises:
             Problem: output_unusable.
         """
-        self.path = Path(path).absolute()
+        _refuse_what_is_there(Path(path), directory=directory, instead=instead)
+        self.path = Path(os.path.realpath(path))
         self._resume = resume
         self._directory = directory
         self._descriptor: int | None = None
         self.temporary = self.path.with_name(f".{self.path.name}.{resume or secrets.token_hex(4)}.partial")
         self.guard: Guard | None = None
-        self._refuse_what_is_there()
         try:
             self._sweep()
             # First: there is never a file that nobody watches over.
@@ -83,12 +85,6 @@ class Output:
         """Bytes so far."""
         return sum(_size(one) for one in _files(self.temporary))
 
-    def _refuse_what_is_there(self) -> None:
-        if self._directory and self.path.exists():
-            raise Problem("output_unusable", f"{self.path} exists already; a directory is not overwritten.")
-        if self.path.is_dir():
-            raise Problem("output_unusable", f"{self.path} is a directory.")
-
     def _make(self) -> int:
         if self._directory:
             self.temporary.mkdir(mode=0o700)
@@ -112,6 +108,26 @@ class Output:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _refuse_what_is_there(path: Path, *, directory: bool, instead: str) -> None:
+    """Only an ordinary file may be replaced: a device or a pipe of that name would be gone."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unusable(path, error) from error
+    if directory:
+        raise Problem("output_unusable", f"{path.absolute()} exists already; a directory is not overwritten.")
+    if stat.S_ISDIR(mode):
+        raise Problem("output_unusable", f"{path.absolute()} is a directory.")
+    if not stat.S_ISREG(mode):
+        raise Problem(
+            "output_unusable",
+            f"{path.absolute()} is a device, a pipe or a socket, and an output replaces what has its name.",
+            hint=f"Give --output the name of a file{instead}.",
+        )
 
 
 def unusable(path: Path, error: OSError) -> Problem:

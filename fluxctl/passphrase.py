@@ -9,11 +9,16 @@ from __future__ import annotations
 import getpass
 import os
 
-from fluxctl.problem import printable
+from fluxctl.problem import Problem, printable
 
 
 def ask(path: str, *, again: str | None = None) -> str | None:
-    """What was typed for the key in *path*, after the words *again*; None without a terminal or an answer."""
+    """
+    What was typed for the key in *path*, after the words *again*; None without a terminal or an answer.
+
+    Raises:
+        Problem: ssh_key_encrypted, it is no text.
+    """
     if not _has_terminal():
         return None
     said = f"{printable(again)}\n" if again else ""
@@ -21,6 +26,8 @@ def ask(path: str, *, again: str | None = None) -> str | None:
         return getpass.getpass(f"{said}Passphrase for {printable(path)}: ") or None
     except EOFError:
         return None
+    except UnicodeDecodeError:  # its text holds what was typed: not to be chained
+        raise Problem("ssh_key_encrypted", "What was typed is not UTF-8, as a passphrase here must be.") from None
 
 
 def _has_terminal() -> bool:

@@ -45,7 +45,6 @@ def until_it_answers(connect: Callable[[], Connection]) -> Connection:
     Raises:
         Problem: fluxd_not_running, with what the daemon said last.
     """
-    screen.note("fluxd is not running; starting it.")
     if not os.environ.get("FLUXD_SOCKET") and _by_service_manager():
         found = _poll(connect, ANSWERS_WITHIN_S)
         if found is not None:

@@ -126,7 +126,7 @@ def download(arguments: Arguments) -> int:
     if backup["status"] != "complete":
         raise Problem("backup_not_found", f"The backup is {backup['status']}, not complete.")
     hold.stop_on_signals()
-    path = arguments.output or f"{chosen.name or chosen.hash}-{backup['id']}.dump"
+    path = f"{chosen.name or chosen.hash}-{backup['id']}.dump" if arguments.output is None else arguments.output
     try:
         with output.Output(path, resume=backup["id"]) as made, Meter() as meter:
             _fetch(client, chosen, backup, made, meter)

@@ -8,7 +8,9 @@ text of a v1 project that the control plane streams.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 
 from fluxctl import environment, hold, opening, options, output, pgrun, pgtools, project, screen
 from fluxctl.client import Client
@@ -45,7 +47,7 @@ def dump(arguments: Arguments) -> int:
     _refuse_half(plan, arguments)
     hold.stop_on_signals()
     # A slug: what a control plane calls a project must not choose a place on this disk.
-    path = arguments.output or project.slugified(plan["projectName"]) + SUFFIXES[form]
+    path = project.slugified(plan["projectName"]) + SUFFIXES[form] if arguments.output is None else arguments.output
     body: Any = {
         **opening.open_body(arguments, chosen, hold=True, credential="new"),
         "reason": arguments.reason or REASON,
@@ -118,6 +120,8 @@ def _dump_to(
         hear=_aloud if arguments.verbose else _silent,
         guard=made.guard,
     )
+    if status == -signal.SIGXFSZ:  # it may write no more, and says nothing
+        raise output.unusable(made.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
     if status:
         raise pgrun.failure("pg_dump", "dump_failed", said, hidden=held.tunnel["rls_tables"])
 
@@ -172,6 +176,7 @@ def _holds(schema: str | None, *, schema_only: bool) -> str:
 # ---------------------------------------------------------------------- flux dump
 
 _WORDS = {"schema_only": "schemaOnly", "data_only": "dataOnly", "clean": "clean", "public_only": "publicOnly"}
+_STDOUT = ", or leave it out: the dump then goes to stdout"
 
 
 def plain_dump(arguments: Arguments) -> int:
@@ -191,8 +196,9 @@ def plain_dump(arguments: Arguments) -> int:
         return 0
     hold.stop_on_signals()
     try:
-        with client.plain_dump(chosen.hash, asked) as stream, output.Output(arguments.output) as made, Meter() as meter:
-            _write(stream, made, meter)
+        with output.Output(arguments.output, instead=_STDOUT) as made, Meter() as meter:
+            with client.plain_dump(chosen.hash, asked) as stream:
+                _write(stream, made, meter)
             checksum = output.sha256(made.temporary, meter.reading)
             made.keep()
     except KeyboardInterrupt as stop:

@@ -53,6 +53,8 @@ def _checked(rest: list[str]) -> list[str]:
     found = rest[0] if "/" in rest[0] else pgtools.on_path(rest[0])
     if found is None or not os.path.exists(found):  # noqa: PTH110 - pathlib costs a start
         raise Problem("program_missing", f"{rest[0]}: not found.", hint="No role was made.", exit_code=NOT_FOUND)
+    if not (os.path.isfile(found) and os.access(found, os.X_OK)):  # noqa: PTH113
+        raise _not_executable(rest[0], "not a program")
     return [found, *rest[1:]]
 
 
@@ -72,12 +74,16 @@ def _run(argv: list[str], variables: dict[str, str]) -> int:
     try:
         return child.run(argv, variables)
     except OSError as error:
-        raise Problem(
-            "program_failed",
-            f"{argv[0]}: {error.strerror}.",
-            hint="It must be a program: `chmod +x`, a #! line, the right machine.",
-            exit_code=NOT_EXECUTABLE,
-        ) from error
+        raise _not_executable(argv[0], str(error.strerror)) from error
+
+
+def _not_executable(program: str, why: str) -> Problem:
+    return Problem(
+        "program_failed",
+        f"{program}: {why}.",
+        hint="It must be a program: `chmod +x`, a #! line, the right machine.",
+        exit_code=NOT_EXECUTABLE,
+    )
 
 
 COMMANDS = {

@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -119,13 +120,19 @@ def restore(arguments: Arguments) -> int:
         summary = _through_a_tunnel(client, chosen, arguments, archive, scratch)
         outcome = "ok"
     except KeyboardInterrupt as stop:
-        is_now = "half restored" if arguments.jobs and not scratch else "as it was"
         # What is sent when pg_restore has just committed comes too late to change it.
-        raise interrupted(stop, f"Interrupted; unless it had just ended, the database is {is_now}.") from stop
+        raise interrupted(stop, f"Interrupted; unless it had just ended, {_is_now(arguments)}.") from stop
     finally:
         _tell(client, chosen, restore_id, outcome)
     _say(arguments, archive, summary)
     return 0
+
+
+def _is_now(arguments: Arguments) -> str:
+    """What an interruption leaves."""
+    if arguments.into:
+        return f"there is no database {arguments.into}"
+    return "the database is half restored" if arguments.jobs else "the database is as it was"
 
 
 def _refuse_other_name(chosen: Project, name: str) -> None:
@@ -154,11 +161,32 @@ def _checked(path: Path, programs: list[tuple[str, int]]) -> Archive:
     Raises:
         Problem: archive_invalid.
     """
-    if not path.exists():
-        raise Problem("archive_invalid", f"{path} does not exist.")
+    _refuse_no_file(path)
     said = ""
     for number, (program, _) in enumerate(programs):
-        done = subprocess.run(
+        done = _listed(program, path)
+        if done.returncode == 0:
+            entries = sum(1 for line in done.stdout.splitlines() if line and not line.startswith(";"))
+            return Archive(path.absolute(), programs[number:], entries)
+        said = said or done.stderr.strip()
+    raise Problem("archive_invalid", f"{path} is not an archive that pg_restore can read.", detail=said[:500])
+
+
+def _refuse_no_file(path: Path) -> None:
+    """A pipe would keep pg_restore waiting, and is empty when it has been listed."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise Problem("archive_invalid", f"{path} does not exist.") from error
+    except OSError as error:
+        raise Problem("archive_invalid", f"{path} cannot be read: {error.strerror}.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Problem("archive_invalid", f"{path} is neither a file nor a directory.")
+
+
+def _listed(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
             [program, "--list", str(path.absolute())],
             env={**os.environ, "LC_ALL": "C"},
             capture_output=True,
@@ -167,11 +195,8 @@ def _checked(path: Path, programs: list[tuple[str, int]]) -> Archive:
             timeout=_LIST_WITHIN_S,
             check=False,
         )
-        if done.returncode == 0:
-            entries = sum(1 for line in done.stdout.splitlines() if line and not line.startswith(";"))
-            return Archive(path.absolute(), programs[number:], entries)
-        said = said or done.stderr.strip()
-    raise Problem("archive_invalid", f"{path} is not an archive that pg_restore can read.", detail=said[:500])
+    except subprocess.TimeoutExpired as error:
+        raise Problem("archive_invalid", f"{path} could not be listed within {_LIST_WITHIN_S} s.") from error
 
 
 # ------------------------------------------------------------------------- the gate

@@ -6,10 +6,12 @@ There is nothing to install: `install` says so as a problem, the others do what 
 
 from __future__ import annotations
 
-from fluxctl import environment, places
-from fluxctl.client import Client
+from fluxctl import environment, places, start
+from fluxctl.client import ANSWER_WITHIN_S, Client
+from fluxctl.exchange import Connection
 from fluxctl.problem import Problem
 from fluxctl.service.base import Manager, announce_restart, clear_runtime_dir, running_pid, stop_detached
+from fluxd import address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class Detached(Manager):
         if (pid := running_pid()) is not None:
             kept = f"; {announce_restart(pid)}"
             yield stop_detached(pid)
+            # Here, and not by the next question, which says that nobody was there as if it were news.
+            place = address.socket_path()
+            start.until_it_answers(lambda: Connection(place, answer_within_s=ANSWER_WITHIN_S)).__exit__()
         found = Client(environment.of_shell()).status()
         yield f"fluxd runs again (pid {found['pid']}){kept}"
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import stat
 
 import pytest
 
@@ -62,7 +63,49 @@ def test_a_resumed_one_is_taken_up_kept_and_not_shared(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["no/such/place/a", "/proc/a"])
+def device(place):
+    """Another name of /dev/null's: the machine's own is not at risk."""
+    if os.geteuid() != 0:
+        pytest.skip("making a device needs root")
+    os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, device], ids=["pipe", "device"])
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "by a link"])
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path, make, linked):
+    place, link = tmp_path / "special", tmp_path / "link"
+    make(place)
+    link.symlink_to(place)
+    before = place.lstat()
+    with pytest.raises(Problem, match="a device, a pipe or a socket") as told:
+        Output(str(link if linked else place), instead=", or sing")
+    assert (told.value.code, told.value.hint) == ("output_unusable", "Give --output the name of a file, or sing.")
+    assert (place.lstat().st_ino, place.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "special"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed_and_stays(tmp_path, there):
+    (tmp_path / "elsewhere").mkdir()
+    place, link = tmp_path / "elsewhere" / "real.dump", tmp_path / "link.dump"
+    link.symlink_to(place)
+    if there:
+        place.write_bytes(b"before")
+    with Output(str(link)) as made:
+        made.temporary.write_bytes(b"whole")
+        made.keep()
+    assert (link.readlink(), place.read_bytes()) == (place, b"whole")
+    assert [one.name for one in place.parent.iterdir()] == ["real.dump"]
+
+
+def test_a_link_to_itself_is_told(tmp_path):
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(Problem) as told:
+        Output(str(tmp_path / "round"))
+    assert told.value.code == "output_unusable"
+
+
+@pytest.mark.parametrize("place", ["no/such/place/a", "/proc/a", "/", "", "n" * 300, "n" * 250])
 def test_a_place_where_nothing_can_be_is_named(tmp_path, place):
     with pytest.raises(Problem) as told:
         Output(str(tmp_path / place))

@@ -1,5 +1,5 @@
 """
-Whatever a role did, it ends: sessions, objects, the role; and one that resists holds up nobody (failing 20).
+Whatever a role did, it ends: sessions, objects, the role; and one that resists holds up nobody.
 
 On every supported major version, and on pools nobody prepared: there a role can do the most.
 """

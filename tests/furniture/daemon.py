@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,11 @@ class Daemon:
         program: str = "flux",
         stdin: str = "",
         within_s: float = 60,
+        under: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """Run `flux …` to its end in a shell with *env*."""
+        """Run `flux …` to its end in a shell with *env*; *under* is a program, such as prlimit, that runs it."""
         return subprocess.run(
-            [command(program), *arguments],
+            [*under, command(program), *arguments],
             input=stdin,
             capture_output=True,
             text=True,

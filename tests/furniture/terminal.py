@@ -24,8 +24,8 @@ class Terminal:
         while self.shown.count(words) < times:
             assert self._read(give_up_at - time.monotonic()), f"no {words!r} in {self.shown!r}"
 
-    def type(self, line: str) -> None:
-        os.write(self._descriptor, f"{line}\n".encode())
+    def type(self, line: str, *, encoding: str = "utf-8") -> None:
+        os.write(self._descriptor, f"{line}\n".encode(encoding))
 
     def end(self, *, within_s: float = 60) -> int:
         """Read to the end; the exit code."""

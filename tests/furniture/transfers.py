@@ -35,14 +35,16 @@ def dedicated(lab: Lab) -> Iterator[psycopg.Connection]:
 def awkward_in(lab: Lab) -> Iterator[psycopg.Connection]:
     """The v1 database with an awkward schema in it, as it was before afterwards."""
     with psycopg.connect(lab.dedicated_url, autocommit=True) as link:
-        awkward.fill(link, "shop", policies="CREATE POLICY own ON private_rows USING (owner = 'o1');")
-        link.execute("SELECT lo_from_bytea(4711, 'large')")
-        yield link
-        link.execute("DROP SCHEMA IF EXISTS shop CASCADE")
-        link.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
-        for name in sorted(databases(link)):
-            if "scratch" in name or "restoring" in name:
-                link.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+        try:
+            awkward.fill(link, "shop", policies="CREATE POLICY own ON private_rows USING (owner = 'o1');")
+            link.execute("SELECT lo_from_bytea(4711, 'large')")
+            yield link
+        finally:
+            link.execute("DROP SCHEMA IF EXISTS shop CASCADE")
+            link.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+            for name in sorted(databases(link)):
+                if "scratch" in name or "restoring" in name:
+                    link.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
 
 
 def listed(path: Path) -> str:

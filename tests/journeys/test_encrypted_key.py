@@ -69,6 +69,15 @@ def test_without_an_answer_the_problem_is_told(daemon, env):
     assert f"Error: {SUMMARY}" in terminal.shown
 
 
+def test_what_is_no_utf_8_is_told_and_not_shown(daemon, env):
+    with opening(daemon, env) as terminal:
+        terminal.read_until("Passphrase for")
+        terminal.type("bätter", encoding="latin-1")
+        assert terminal.end() == EXIT_CODE, terminal.shown
+    assert "Error: What was typed is not UTF-8" in terminal.shown
+    assert "tter" not in terminal.shown
+
+
 def test_the_usual_key_in_a_home_is_asked_for_by_its_path(daemon, env):
     usual = daemon.home / ".ssh" / "id_ed25519"
     usual.parent.mkdir(mode=0o700, exist_ok=True)

@@ -101,3 +101,9 @@ def test_what_a_terminal_sends_to_all_is_the_programs_own_business(lab: Lab, dae
         assert process.stdout.read() == f"got {name}\n"
         assert process.wait(20) == 5
     wait_until(lambda: temporary_roles(lab.pool_admin_url) <= before, "the role's end")
+
+
+def test_under_nohup_neither_we_nor_the_program_end_by_a_hangup(lab: Lab, daemon: Daemon):
+    script = "kill -HUP $PPID; kill -HUP $$; kill -TERM $PPID; exec sleep 60"
+    done = daemon.flux("exec", *NEIGHBOUR, "--", "sh", "-c", script, env=lab.env, under=["nohup"])
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr

@@ -39,7 +39,7 @@ def test_restart_ends_one_daemon_and_starts_another(daemon: Daemon) -> None:
     assert daemon.process is not None
     first = daemon.process.pid
     said = daemon.flux("service", "restart")
-    assert said.returncode == 0, said.stderr
+    assert (said.returncode, said.stderr) == (0, "")
     second = json.loads(daemon.flux("status", "--json").stdout)["pid"]
     assert second != first
     assert "fluxd" in daemon.flux("service", "logs").stdout

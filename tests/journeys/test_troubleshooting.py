@@ -374,6 +374,22 @@ def test_what_is_no_archive_is_not_restored(refused, not_an_archive):
     provoked("archive_invalid", refused(*words), says="is not an archive")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere", "does not exist"),
+        ("n" * 300, "File name too long"),
+        ("backup.dump/inside", "Not a directory"),
+        ("pipe", "neither a file nor a directory"),
+    ],
+    ids=["nowhere", "too long", "in a file", "pipe"],
+)
+def test_what_cannot_be_read_is_not_restored(refused, not_an_archive, name, says):
+    os.mkfifo(Path(not_an_archive).with_name("pipe"))
+    done = refused("db", "restore", *YEASTCOAST, "--input", f"{Path(not_an_archive).parent}/{name}", ACKNOWLEDGED)
+    provoked("archive_invalid", done, says=says)
+
+
 def test_a_word_of_the_platforms_own_cli_that_is_not_there(refused, tmp_path):
     assert "init" in provoked("next_flux_missing", refused("init", PATH=str(tmp_path)), says="`flux init`")
 
@@ -412,6 +428,47 @@ def test_an_address_that_others_can_reach(refused):
 
 def test_an_output_that_cannot_be_written(refused):
     provoked("output_unusable", refused("db", "dump", *YEASTCOAST, "--output", "no/such/place"), says="no/such/place")
+    provoked("output_unusable", refused("db", "dump", *YEASTCOAST, "--output", ""), says="is a directory")
+
+
+def test_an_output_that_is_a_pipe_stays_one(refused, daemon):
+    pipe = daemon.home / "pipe"
+    os.mkfifo(pipe)
+    for words, hint in (
+        (("db", "dump"), "Give --output the name of a file."),
+        (("dump",), "Give --output the name of a file, or leave it out: the dump then goes to stdout."),
+    ):
+        done = refused(*words, *YEASTCOAST, "--output", "pipe")
+        provoked("output_unusable", done, says=f"{pipe} is a device, a pipe", hint=hint)
+        assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("list", "--json"), ("dump", *YEASTCOAST), ("--help",)],
+    ids=["list", "list --json", "dump", "--help"],
+)
+def test_a_full_disk_behind_stdout(daemon, lab, words):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [command("flux"), *words],
+            env=daemon.environment | dict(lab.env),
+            cwd=daemon.home,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    provoked("output_unusable", done, says="No space left on device", hint="Make room where it goes")
+
+
+def test_what_exec_cannot_run_is_told_before_anything_is_opened(refused, tmp_path):
+    """No SSH host is asked: there is none."""
+    (script := tmp_path / "script").write_text("#!/bin/sh\n")
+    for program in (tmp_path, script):
+        done = refused("exec", *FOUNDRY, "--", str(program), FLUX_DB_TUNNEL_SSH_PORT=str(unused_port()))
+        provoked("program_failed", done, says=f"{program}: not a program", hint="It must be a program", exit_code=126)
 
 
 def test_a_database_that_the_host_cannot_reach(refused, daemon):

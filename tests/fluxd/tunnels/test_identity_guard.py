@@ -15,29 +15,22 @@ from fluxd import wire
 from fluxd.core import errors
 from fluxd.core.pgwire import SSL_REQUEST
 from tests.fluxd.tunnels.rig import V1_HASH, until
+from tests.fluxd.tunnels.upstreams import Upstream
 from tests.furniture.postgres import asking_md5
 
 CONTAINER = "flux-5774112-foundry-db"
 MARK = b"a client's own words"
 
 
-class Ear:
-    """A TCP server on loopback that keeps all it hears, each connection by itself; *answer* does the talking."""
+class Ear(Upstream):
+    """An upstream that keeps all it hears, each connection by itself; *answer* does the talking."""
 
     def __init__(self, answer) -> None:
+        super().__init__("answering")
         self.answer = answer
         self.heard: list[bytearray] = []
 
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader, writer):
+    async def _answering(self, reader, writer):
         self.heard.append(heard := bytearray())
 
         async def hear() -> bytes:
@@ -45,11 +38,9 @@ class Ear:
             heard.extend(piece)
             return piece
 
-        with contextlib.suppress(ConnectionError):
-            await self.answer(hear, writer)
-            while await hear():
-                pass
-        writer.close()
+        await self.answer(hear, writer)
+        while await hear():
+            pass
 
 
 def relaying_to(port: int):
