@@ -216,9 +216,7 @@ def token(home: Home) -> str:
 def test_a_declared_port_that_another_program_holds_is_said_and_taken_when_it_is_free(home: Home):
     home.log_in()
     home.declare(table(home.lab, "yeastcoast", home.port()))
-    with socket.socket() as thief:
-        thief.bind(("127.0.0.1", home.port()))
-        thief.listen()
+    with socket.create_server(("127.0.0.1", home.port())):
         home.start()
         assert f"Local port {home.port()} is in use." in notices(home)[0]
     wait_until(lambda: [one["port"] for one in home.tunnels()] == [home.port()], "the tunnel on its port")

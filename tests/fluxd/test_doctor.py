@@ -236,9 +236,7 @@ async def test_a_local_port_that_somebody_else_holds(bench, fluxd: Asker, daemon
     port = opened.body["tunnel"]["port"]
     assert str(port) in (await bench.examined(fluxd))["local port"]["message"]
     await fluxd.ask("DELETE", f"/v1/tunnels/{HASH}")
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", port))
-        somebody.listen()
+    with socket.create_server(("127.0.0.1", port)):
         check = (await bench.examined(fluxd))["local port"]
     assert check["verdict"] == "warn"
     assert f"next opening takes {port + 1}" in check["message"]

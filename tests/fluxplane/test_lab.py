@@ -308,18 +308,16 @@ def test_a_killed_lab_can_be_started_again(place, log, arguments):
         assert rows(lab.dedicated_url, "SELECT count(*) FROM strains") == [(4,)]
 
 
-def test_without_a_directory_nothing_is_left(tmp_path):
-    environment = clean_environment(tmp_path, TMPDIR=str(tmp_path))
-    tmp_path.chmod(0o711)
-    for parent in list(tmp_path.parents)[:2]:
-        parent.chmod(0o711)
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([command("fluxplane"), "lab"], stdout=log, stderr=log, env=environment)
-    try:
-        wait_until(lambda: list(tmp_path.glob("*/lab.json")), "lab.json", within_s=60)
-    finally:
-        assert end(process) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+def test_without_a_directory_nothing_is_left():
+    with enterable_directory() as temporary:
+        environment = clean_environment(temporary, TMPDIR=str(temporary))
+        with (temporary / "log").open("wb") as log:
+            process = subprocess.Popen([command("fluxplane"), "lab"], stdout=log, stderr=log, env=environment)
+        try:
+            wait_until(lambda: list(temporary.glob("*/lab.json")), "lab.json", within_s=60)
+        finally:
+            assert end(process) == 0
+        assert [path.name for path in temporary.iterdir()] == ["log"]
 
 
 def test_a_second_lab_in_the_same_directory_is_refused(lab):

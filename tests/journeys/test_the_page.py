@@ -269,9 +269,7 @@ def test_the_printed_config_of_a_role_without_a_tunnel_says_what_becomes_of_it(d
 @pytest.mark.parametrize("words", [("gui-config", "--create-temp-credentials"), ("tunnel", "--print-config")])
 def test_no_role_is_made_for_a_config_that_could_not_work(daemon: Daemon, lab: Lab, words):
     before = temporary_roles(lab.pool_admin_url)
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", daemon.first_port))
-        busy.listen()
+    with socket.create_server(("127.0.0.1", daemon.first_port)):
         done = daemon.flux("db", words[0], *FOUNDRY, *words[1:], "--strict-port", env=lab.env)
     provoked("port_taken", done, says=f"Local port {daemon.first_port} is in use.")
     assert temporary_roles(lab.pool_admin_url) == before

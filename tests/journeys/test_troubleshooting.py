@@ -112,9 +112,7 @@ def test_an_identity_file_that_is_not_there(refused, daemon):
 @pytest.fixture
 def busy(daemon: Daemon) -> Iterator[int]:
     """The port that a tunnel would take, taken by somebody else."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", daemon.first_port))
-        listener.listen()
+    with socket.create_server(("127.0.0.1", daemon.first_port)):
         yield daemon.first_port
 
 

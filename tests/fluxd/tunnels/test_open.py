@@ -91,10 +91,7 @@ async def refused(rig, *, minted=0, **request):
     await until(lambda: rig.up.hosts() == [], "the host to be let go")
     assert len(rig.plane.made) == minted
     assert rig.roles() == set()
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.bind(("127.0.0.1", rig.settings.first_port))
-        free.listen()
+    socket.create_server(("127.0.0.1", rig.settings.first_port)).close()  # it is free
     return caught.value
 
 

@@ -10,14 +10,6 @@ from tests.fluxd.tunnels.rig import V1_HASH, V2_HASH
 from tests.furniture.provoked import provoked
 
 
-def occupied(port):
-    other = socket.socket()
-    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    other.bind(("127.0.0.1", port))
-    other.listen()
-    return other
-
-
 async def reopened(rig, project_hash=V2_HASH, **more):
     await rig.up.close(project_hash)
     return (await rig.open(project_hash, **more)).tunnel.port
@@ -46,7 +38,7 @@ async def test_they_outlive_the_daemon(small_rig):
 async def test_a_busy_port_is_replaced_for_this_time_and_that_is_said(small_rig):
     port = (await small_rig.open()).tunnel.port
     await small_rig.up.close("foundry")
-    with occupied(port):
+    with socket.create_server(("127.0.0.1", port)):
         opened = await small_rig.open()
         assert opened.tunnel.port == port + 1
         assert str(port) in opened.notices[0]
@@ -55,13 +47,13 @@ async def test_a_busy_port_is_replaced_for_this_time_and_that_is_said(small_rig)
 
 
 async def test_a_port_busy_from_the_start_is_passed_over(small_rig):
-    with occupied(small_rig.settings.first_port):
+    with socket.create_server(("127.0.0.1", small_rig.settings.first_port)):
         assert (await small_rig.open()).tunnel.port == small_rig.settings.first_port + 1
 
 
 async def test_a_strict_port_that_is_busy_is_an_error_before_any_role_is_asked_for(small_rig):
     busy = small_rig.settings.first_port + 7
-    with occupied(busy), pytest.raises(errors.PortTaken):
+    with socket.create_server(("127.0.0.1", busy)), pytest.raises(errors.PortTaken):
         await small_rig.open(local_port=busy, strict_port=True)
     assert small_rig.plane.asked["mint"] == 0
 
