@@ -14,10 +14,10 @@ from fluxd.core.target import Target, Words, choose_target
 from fluxplane import wire as plane_wire
 
 from .dial import Dialling, overruled
+from .forward import LOOPBACK
 from .sshconfig import unhonoured
 from .tunnel import Tunnel
 
-DEFAULT_HOST: Final = "127.0.0.1"
 NO_REVOKE: Final = (
     "This control plane cannot renew or revoke credentials: a role ends at its expiry, not when its tunnel closes."
 )
@@ -30,7 +30,7 @@ def loopback(asked: str | None) -> str:
     Raises:
         LocalHostForbidden: any other would show the database to the network.
     """
-    host = {None: DEFAULT_HOST, "localhost": DEFAULT_HOST, "[::1]": "::1"}.get(asked, asked or DEFAULT_HOST)
+    host = {None: LOOPBACK, "localhost": LOOPBACK, "[::1]": "::1"}.get(asked, asked or LOOPBACK)
     numbers = host.split(".")
     if host == "::1" or (len(numbers) == 4 and numbers[0] == "127" and all(n.isdecimal() for n in numbers)):
         return host

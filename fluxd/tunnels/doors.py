@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from fluxd import wire
 from fluxd.core import ports
@@ -19,10 +19,8 @@ from fluxd.core.errors import FluxError, PlaneUnreachable, PortTaken
 from fluxd.portbook import PortBook
 
 from .events import Events
-from .forward import Channel, Forward, Happening, Observer
+from .forward import LOOPBACK, Channel, Forward, Happening, Observer
 from .listeners import Listeners
-
-HOST: Final = "127.0.0.1"
 
 
 class Place(NamedTuple):
@@ -113,11 +111,11 @@ class Doors:
 
         door = self._doors[place] = Door(
             request,
-            self._listeners.bind(HOST, port),
+            self._listeners.bind(LOOPBACK, port),
             waits_s=self._waits_s,
             knocked=knocked,
             observe=observe,
-            freed=lambda: self._listeners.free(HOST, port),
+            freed=lambda: self._listeners.free(LOOPBACK, port),
         )
         door.forward.start()
         return door

@@ -25,6 +25,7 @@ from fluxd.core.errors import FluxError, LocalHostForbidden, PortTaken, TooManyO
 
 log = logging.getLogger(__name__)
 
+LOOPBACK: Final = "127.0.0.1"
 # What a client may send before its channel is open.
 EARLY_BYTES: Final = 64 * 1024
 BACKLOG: Final = 512
@@ -66,7 +67,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         TooManyOpenFiles: no socket can be had.
     """
     sockets = [_listen(host, port)]
-    if host == "127.0.0.1":
+    if host == LOOPBACK:
         try:
             sockets.append(_listen("::1", sockets[0].getsockname()[1]))
         except LocalHostForbidden:

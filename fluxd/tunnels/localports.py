@@ -17,10 +17,9 @@ from fluxd.journal import Key
 from fluxd.portbook import PortBook
 
 from .facts import Facts
-from .forward import bind
+from .forward import LOOPBACK, bind
 from .listeners import Listeners
 
-LOOPBACK: Final = "127.0.0.1"
 NOBODY: Final = Key("", "", "", "readonly")
 
 

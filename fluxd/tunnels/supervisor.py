@@ -187,7 +187,7 @@ class Supervisor:
             plan = await self._plan(request, caller)
             door = self._door(request, caller, plan)
             if door is not None:
-                return True, await self._join(await self._behind(door, caller), request, caller)
+                return True, await self._join(await self._behind(door, caller, request, plan), request, caller)
             return True, await self._open(request, caller, plan)
 
     def _find(self, caller: Caller, request: wire.OpenTunnel) -> Tunnel | None:
@@ -337,7 +337,7 @@ class Supervisor:
             planned = await self._plan(request, caller)
             door = self._door(request, caller, planned)
             if door is not None:
-                return await self._behind(door, caller)
+                return await self._behind(door, caller, request, planned)
             tunnel = await self._new(request, caller, planned)
             bind = lambda: self._bound(tunnel, request.local_port, strict=request.strict_port)  # noqa: E731
             return await self._listening(tunnel, bind)
@@ -350,9 +350,11 @@ class Supervisor:
         dedicated = isinstance(planned[0], plane_wire.DedicatedPlan)
         return self._doors.find(caller.api_base, request.hash, request.access, dedicated=dedicated)
 
-    async def _behind(self, door: Door, caller: Caller) -> Tunnel:
-        """The tunnel behind *door*, in the way that was declared."""
-        tunnel = await self._new(door.request, caller, await self._plan(door.request, caller))
+    async def _behind(self, door: Door, caller: Caller, request: wire.OpenTunnel, planned: Planned) -> Tunnel:
+        """The tunnel behind *door*, in the way that was declared; *planned* is what *request* was answered."""
+        if request != door.request:
+            planned = await self._plan(door.request, caller)
+        tunnel = await self._new(door.request, caller, planned)
         return await self._listening(tunnel, lambda: self._through(door, tunnel))
 
     async def _listening(self, tunnel: Tunnel, bind: Callable[[], Awaitable[Forward]]) -> Tunnel:
